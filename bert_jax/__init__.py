@@ -1,0 +1,1 @@
+"""BERT pretraining in JAX, from raw text to a Hugging Face checkpoint."""

@@ -1,0 +1,349 @@
+"""Every setting of a run, its default and its rule.
+
+The defaults are BERT-base as the paper trains it (Devlin et al. 2018, section
+3.1 and appendix A.2). A file in `configs/` starts from `default_config()` and
+edits; the command line edits that: `--config.phase1.batch_size=512`.
+"""
+
+import difflib
+import math
+
+import ml_collections
+
+from bert_jax.errors import UserError
+
+# Settings that may differ when a run is continued in its workdir; everything
+# else shapes the examples, the model or the update and must stay. The step
+# counts are here so that a finished run can be extended.
+CHANGEABLE = (
+  "phase1.num_steps",
+  "phase2.num_steps",
+  "corpus.dir",
+  "mesh",
+  "eval",
+  "checkpoint",
+  "log",
+  "compilation_cache",
+)
+
+
+def default_config():
+  """Returns the settings of BERT-base, as an `ml_collections.ConfigDict`."""
+  config = ml_collections.ConfigDict()
+
+  # Seeds everything: weights, order of the examples, masks, dropout.
+  config.seed = 0
+
+  config.model = model = ml_collections.ConfigDict()
+  model.hidden_size = 768
+  model.num_hidden_layers = 12
+  model.num_attention_heads = 12
+  model.intermediate_size = 3072
+  # "gelu" is exact (erf); "gelu_new" is the original code's tanh form.
+  model.hidden_act = "gelu"
+  model.hidden_dropout_prob = 0.1
+  model.attention_probs_dropout_prob = 0.1
+  model.max_position_embeddings = 512
+  model.type_vocab_size = 2
+  model.initializer_range = 0.02
+  model.layer_norm_eps = 1e-12
+  # Arithmetic of the layers; weights, LayerNorm statistics, softmax and
+  # losses are float32 either way.
+  model.dtype = "bfloat16"
+
+  config.corpus = corpus = ml_collections.ConfigDict()
+  # Comma-separated: "embedded", globs of .txt/.jsonl (.gz), "tfds:NAME:SPLIT".
+  corpus.source = "embedded"
+  # Where the prepared corpus lies; "" means <workdir>/corpus.
+  corpus.dir = ""
+  # A WordPiece vocab.txt to use as it is; "" trains one on the text.
+  corpus.vocab_file = ""
+  corpus.vocab_size = 30_000
+  corpus.lowercase = True
+  # Share of the documents held out for evaluation, chosen by their hash.
+  corpus.eval_fraction = 0.01
+  # Key of the text in jsonl records and TensorFlow Datasets features.
+  corpus.text_key = "text"
+  # ISO 639 code for the sentence splitter.
+  corpus.language = "en"
+  # If true, each line is one sentence already and is not split further.
+  corpus.one_sentence_per_line = False
+
+  # 90 % of the steps at length 128, then 10 % at 512 (appendix A.2).
+  config.phase1 = phase1 = ml_collections.ConfigDict()
+  phase1.max_seq_length = 128
+  phase1.num_steps = 900_000
+  phase1.batch_size = 256  # sequences, over all devices
+  phase1.max_predictions = 20  # 15 % of 128, rounded up
+
+  config.phase2 = phase2 = ml_collections.ConfigDict()
+  phase2.max_seq_length = 512
+  phase2.num_steps = 100_000
+  phase2.batch_size = 256
+  phase2.max_predictions = 77  # 15 % of 512, rounded up
+
+  config.masking = masking = ml_collections.ConfigDict()
+  masking.rate = 0.15  # of the real tokens
+  masking.mask_prob = 0.8  # of the chosen become [MASK]
+  masking.random_prob = 0.1  # of the chosen become a random token
+  # "different" never repeats the token it replaces nor draws a special one;
+  # "any" draws from the whole vocabulary as the original code does.
+  masking.random_token = "different"
+  masking.whole_word = False
+
+  config.optimizer = optimizer = ml_collections.ConfigDict()
+  optimizer.name = "adamw"  # or "lamb", for batches past 8k sequences
+  optimizer.learning_rate = 1e-4  # the peak
+  optimizer.warmup_steps = 10_000
+  optimizer.weight_decay = 0.01  # not on biases and LayerNorms
+  optimizer.beta1 = 0.9
+  optimizer.beta2 = 0.999
+  optimizer.eps = 1e-6
+  optimizer.max_grad_norm = 1.0  # global norm
+  optimizer.bias_correction = True  # the original code had none
+  optimizer.grad_accumulation = 1  # micro-batches per step
+
+  # Devices per axis; -1 takes what is left. See partitioning.py.
+  config.mesh = mesh = ml_collections.ConfigDict()
+  mesh.data = -1
+  mesh.fsdp = 1
+  mesh.model = 1
+
+  config.eval = evaluation = ml_collections.ConfigDict()
+  evaluation.every_steps = 10_000
+  evaluation.num_batches = 40
+
+  config.checkpoint = checkpoint = ml_collections.ConfigDict()
+  checkpoint.every_steps = 1_000
+  checkpoint.keep = 3  # the latest; the best one is kept besides
+
+  config.log = log = ml_collections.ConfigDict()
+  log.every_steps = 100
+
+  # Where compiled programs are kept between runs; "" keeps none.
+  config.compilation_cache = "~/.cache/bert_jax/xla"
+  return config
+
+
+def num_train_steps(config):
+  """Returns the steps of the whole run: both phases, one schedule."""
+  return config.phase1.num_steps + config.phase2.num_steps
+
+
+def flatten(config):
+  """Returns {"model.hidden_size": 768, ...} of a nested config or dict."""
+  flat = {}
+  for key, value in config.items():
+    if hasattr(value, "items"):
+      flat.update({f"{key}.{k}": v for k, v in flatten(value).items()})
+    else:
+      flat[key] = value
+  return flat
+
+
+def suggest_key(key):
+  """Returns the known config key nearest to `key`, or None."""
+  known = list(flatten(default_config()))
+  near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+  if near:
+    return near[0]
+  last = key.rsplit(".", 1)[-1]
+  by_name = {k.rsplit(".", 1)[-1]: k for k in known}
+  near = difflib.get_close_matches(last, list(by_name), n=1, cutoff=0.6)
+  return by_name[near[0]] if near else None
+
+
+def differing_keys(config, saved):
+  """Compares a run's settings with those its workdir was begun with.
+
+  Args:
+    config: the settings asked for.
+    saved: the settings kept in the workdir, nested dicts.
+
+  Returns:
+    list of (key, saved value, asked value) that may not differ.
+  """
+  asked, kept = flatten(config), flatten(saved)
+  missing = object()
+
+  def may_change(key):
+    return any(key == c or key.startswith(c + ".") for c in CHANGEABLE)
+
+  return [
+    (key, kept.get(key), asked.get(key))
+    for key in sorted(asked.keys() | kept.keys())
+    if kept.get(key, missing) != asked.get(key, missing)
+    and not may_change(key)
+  ]
+
+
+def _require(holds, key, value, expected):
+  if not holds:
+    raise UserError(
+      f"config.{key} is {value!r}; expected {expected} (set --config.{key})"
+    )
+
+
+def _validate_model(model):
+  for key in (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+  ):
+    _require(model[key] > 0, f"model.{key}", model[key], "a positive number")
+  _require(
+    model.hidden_size % model.num_attention_heads == 0,
+    "model.hidden_size",
+    model.hidden_size,
+    f"a multiple of model.num_attention_heads = {model.num_attention_heads}",
+  )
+  _require(
+    model.type_vocab_size >= 2,
+    "model.type_vocab_size",
+    model.type_vocab_size,
+    "at least 2, for sentences A and B",
+  )
+  acts = ("gelu", "gelu_new")
+  _require(
+    model.hidden_act in acts,
+    "model.hidden_act",
+    model.hidden_act,
+    f"one of {', '.join(acts)}",
+  )
+  dtypes = ("float32", "bfloat16")
+  _require(
+    model.dtype in dtypes,
+    "model.dtype",
+    model.dtype,
+    f"one of {', '.join(dtypes)}",
+  )
+  for key in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+    _require(0 <= model[key] < 1, f"model.{key}", model[key], "0 <= p < 1")
+
+
+def _validate_phase(config, name):
+  phase = config[name]
+  _require(phase.num_steps >= 0, f"{name}.num_steps", phase.num_steps, ">= 0")
+  if phase.num_steps == 0:
+    return
+  _require(
+    8 <= phase.max_seq_length <= config.model.max_position_embeddings,
+    f"{name}.max_seq_length",
+    phase.max_seq_length,
+    "at least 8 and at most model.max_position_embeddings = "
+    f"{config.model.max_position_embeddings}",
+  )
+  accumulation = config.optimizer.grad_accumulation
+  _require(
+    phase.batch_size > 0 and phase.batch_size % accumulation == 0,
+    f"{name}.batch_size",
+    phase.batch_size,
+    f"a positive multiple of optimizer.grad_accumulation = {accumulation}",
+  )
+  enough = math.ceil(config.masking.rate * phase.max_seq_length)
+  _require(
+    0 < phase.max_predictions <= phase.max_seq_length,
+    f"{name}.max_predictions",
+    phase.max_predictions,
+    f"1 to {phase.max_seq_length}; {enough} never clips",
+  )
+
+
+def validate(config):
+  """Checks every setting that can be checked without looking at files.
+
+  Args:
+    config: settings with the keys of `default_config()`.
+
+  Raises:
+    UserError: the first setting found wrong, its value, and what it takes.
+  """
+  _require(
+    config.optimizer.grad_accumulation >= 1,
+    "optimizer.grad_accumulation",
+    config.optimizer.grad_accumulation,
+    "at least 1",
+  )
+  _validate_model(config.model)
+  for name in ("phase1", "phase2"):
+    _validate_phase(config, name)
+  total = num_train_steps(config)
+  _require(total > 0, "phase1.num_steps", 0, "steps in phase1 or phase2")
+
+  corpus = config.corpus
+  _require(
+    0 < corpus.eval_fraction < 0.5,
+    "corpus.eval_fraction",
+    corpus.eval_fraction,
+    "more than 0 and less than 0.5",
+  )
+  _require(
+    100 <= corpus.vocab_size <= 65_536,
+    "corpus.vocab_size",
+    corpus.vocab_size,
+    "100 to 65,536 (token ids take two bytes)",
+  )
+  _require(corpus.source, "corpus.source", corpus.source, "a text source")
+
+  masking = config.masking
+  _require(0 < masking.rate < 1, "masking.rate", masking.rate, "0 < rate < 1")
+  _require(
+    masking.mask_prob >= 0
+    and masking.random_prob >= 0
+    and masking.mask_prob + masking.random_prob <= 1,
+    "masking.mask_prob",
+    masking.mask_prob,
+    "mask_prob + random_prob at most 1",
+  )
+  rules = ("different", "any")
+  _require(
+    masking.random_token in rules,
+    "masking.random_token",
+    masking.random_token,
+    f"one of {', '.join(rules)}",
+  )
+
+  optimizer = config.optimizer
+  names = ("adamw", "lamb")
+  _require(
+    optimizer.name in names,
+    "optimizer.name",
+    optimizer.name,
+    f"one of {', '.join(names)}",
+  )
+  _require(
+    0 <= optimizer.warmup_steps < total,
+    "optimizer.warmup_steps",
+    optimizer.warmup_steps,
+    f"less than the run's {total} steps",
+  )
+  _require(
+    optimizer.learning_rate > 0,
+    "optimizer.learning_rate",
+    optimizer.learning_rate,
+    "more than 0",
+  )
+  for key in ("eval", "checkpoint", "log"):
+    every = config[key].every_steps
+    _require(every > 0, f"{key}.every_steps", every, "more than 0")
+  _require(
+    config.eval.num_batches > 0,
+    "eval.num_batches",
+    config.eval.num_batches,
+    "more than 0",
+  )
+  _require(
+    config.checkpoint.keep > 0,
+    "checkpoint.keep",
+    config.checkpoint.keep,
+    "more than 0",
+  )
+  sizes = [config.mesh[axis] for axis in ("data", "fsdp", "model")]
+  _require(
+    all(s == -1 or s > 0 for s in sizes) and sizes.count(-1) <= 1,
+    "mesh",
+    tuple(sizes),
+    "positive sizes, at most one of them -1",
+  )
