@@ -172,8 +172,7 @@ def differing_keys(config, saved):
   return [
     (key, kept.get(key), asked.get(key))
     for key in sorted(asked.keys() | kept.keys())
-    if kept.get(key, missing) != asked.get(key, missing)
-    and not may_change(key)
+    if kept.get(key, missing) != asked.get(key, missing) and not may_change(key)
   ]
 
 

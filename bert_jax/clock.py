@@ -1,0 +1,89 @@
+"""How fast a run goes, without what is no training step."""
+
+import contextlib
+import time
+
+import jax
+
+
+class StepClock:
+  """Measures steps between two reports.
+
+  Compilation (the first step), evaluation and saving are not counted.
+  """
+
+  def __init__(self, batch_size, max_seq_length, flops_per_step, peak_flops):
+    """Starts the clock.
+
+    Args:
+      batch_size: sequences a step, over all devices.
+      max_seq_length: slots a sequence.
+      flops_per_step: model FLOPs, over all devices.
+      peak_flops: FLOP/s of all devices together, or None if not known.
+    """
+    self._batch_size = batch_size
+    self._max_seq_length = max_seq_length
+    self._flops_per_step = flops_per_step
+    self._peak_flops = peak_flops
+    self._is_first_step = True
+    self.seconds_per_step = 0.0
+    self._reset()
+
+  def _reset(self):
+    self._started = time.monotonic()
+    self._steps = 0
+    self._waited_seconds = 0.0
+    self._paused_seconds = 0.0
+
+  def count_step(self, outputs):
+    """Counts a step that was dispatched; waits for the first one.
+
+    Args:
+      outputs: pytree of arrays that the step returned.
+    """
+    if self._is_first_step:
+      jax.block_until_ready(outputs)
+      self._is_first_step = False
+      self._reset()
+    else:
+      self._steps += 1
+
+  @contextlib.contextmanager
+  def waiting(self):
+    """Times the wait for a batch; it is part of the step."""
+    started = time.monotonic()
+    yield
+    self._waited_seconds += time.monotonic() - started
+
+  @contextlib.contextmanager
+  def paused(self):
+    """Leaves out what is done inside."""
+    started = time.monotonic()
+    yield
+    self._paused_seconds += time.monotonic() - started
+
+  def rates(self, fill):
+    """Reports the speed since the last report, and begins anew.
+
+    Args:
+      fill: share of the slots that hold real tokens.
+
+    Returns:
+      dict of sequences_per_second, tokens_per_second (real tokens), mfu (model
+      FLOPs utilisation) and data_wait (share of the time spent waiting for
+      batches); None where nothing was measured.
+    """
+    seconds = time.monotonic() - self._started - self._paused_seconds
+    steps, waited = self._steps, self._waited_seconds
+    self._reset()
+    if not steps:
+      return {}
+    self.seconds_per_step = seconds / steps
+    rate = steps * self._batch_size / seconds
+    achieved = self._flops_per_step / self.seconds_per_step
+    return {
+      "sequences_per_second": rate,
+      "tokens_per_second": rate * self._max_seq_length * fill,
+      "mfu": achieved / self._peak_flops if self._peak_flops else None,
+      "data_wait": waited / seconds,
+    }

@@ -1,0 +1,97 @@
+"""What every command shares: settings in, one-line errors out.
+
+Exit status 0 means success, 2 a mistake that the user can mend, told in one
+line without a traceback; anything else is a fault of ours.
+"""
+
+import re
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from bert_jax.config import suggest_key
+from bert_jax.errors import UserError
+
+
+def define_config_flags():
+  """Defines `--config=FILE --config.a.b=value` and `--workdir=DIR`."""
+  config_flags.DEFINE_config_file(
+    "config", None, "Settings, such as configs/bert_base.py.", lock_config=True
+  )
+  define_workdir_flag()
+
+
+def define_workdir_flag():
+  """Defines `--workdir=DIR`."""
+  flags.DEFINE_string("workdir", None, "Folder of the run; may be gs://.")
+
+
+def config_and_workdir():
+  """Returns the (config, workdir) of the command line.
+
+  Raises:
+    UserError: one of them was not given.
+  """
+  if flags.FLAGS.config is None:
+    raise UserError("--config is missing; expected a file of configs/")
+  return flags.FLAGS.config, workdir()
+
+
+def workdir():
+  """Returns the workdir of the command line, a str.
+
+  Raises:
+    UserError: it was not given.
+  """
+  if not flags.FLAGS.workdir:
+    raise UserError("--workdir is missing; expected a folder for the run")
+  return flags.FLAGS.workdir
+
+
+def run(main):
+  """Runs `main(argv)` as a command.
+
+  Args:
+    main: function of the arguments left after the flags; raises `UserError`
+      for what the user can mend.
+  """
+  app.run(_one_line_errors(main), flags_parser=_one_line_errors(_parse_flags))
+
+
+def _one_line_errors(function):
+  def wrapped(argv):
+    try:
+      return function(argv)
+    except UserError as e:
+      print(f"error: {e}", file=sys.stderr)
+      sys.exit(2)
+    except KeyboardInterrupt:
+      print("interrupted", file=sys.stderr)
+      sys.exit(130)
+
+  return wrapped
+
+
+def _parse_flags(argv):
+  """Parses the flags; says which known setting an unknown one resembles."""
+  try:
+    rest = flags.FLAGS(argv)
+  except (AttributeError, KeyError) as e:
+    raise UserError(_unknown_key(argv, e)) from None
+  except (flags.Error, TypeError, ValueError, OSError) as e:
+    raise UserError(" ".join(str(e).split())) from None
+  if len(rest) > 1:
+    raise UserError(f"unexpected argument {rest[1]!r}; flags start with --")
+  return rest
+
+
+def _unknown_key(argv, error):
+  """Returns the message for a config key that does not exist."""
+  given = [re.match(r"--?config\.([\w.]+)", a) for a in argv]
+  for key in (m.group(1) for m in given if m):
+    if key.rsplit(".", 1)[-1] in str(error) or key in str(error):
+      nearest = suggest_key(key)
+      hint = f"; did you mean --config.{nearest}?" if nearest else ""
+      return f"config has no key {key!r}{hint}"
+  return " ".join(str(error).split())

@@ -1,0 +1,1 @@
+"""From raw text to training batches; everything but `pipeline` is numpy."""

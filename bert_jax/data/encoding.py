@@ -1,0 +1,102 @@
+"""Documents to token ids, as fast as a dictionary look-up per word."""
+
+import dataclasses
+import functools
+import hashlib
+
+import numpy as np
+import sentencex
+
+from bert_jax.data.tokenization import create_tokenizer
+
+# Distinct words that an encoder remembers; about 200 bytes each.
+_MAX_REMEMBERED_WORDS = 1_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedDocuments:
+  """Token ids of some documents, end to end.
+
+  Attributes:
+    tokens: uint16 [T], all tokens.
+    sentence_lengths: uint32 [S], tokens of each sentence.
+    document_sentences: uint32 [N], sentences of each document.
+    hashes: uint64 [N], of each document's text.
+    num_bytes: size of the text, UTF-8.
+  """
+
+  tokens: np.ndarray
+  sentence_lengths: np.ndarray
+  document_sentences: np.ndarray
+  hashes: np.ndarray
+  num_bytes: int
+
+
+class _WordMemo(dict):
+  """Remembers each word's ids as bytes: {word: uint16 ids}."""
+
+  def __init__(self, tokenizer):
+    super().__init__()
+    self._tokenizer = tokenizer
+
+  def __missing__(self, word):
+    ids = self._tokenizer.encode(word, add_special_tokens=False).ids
+    if len(self) >= _MAX_REMEMBERED_WORDS:
+      self.clear()
+    self[word] = encoded = np.array(ids, np.uint16).tobytes()
+    return encoded
+
+
+class Encoder:
+  """Splits documents into sentences and sentences into token ids.
+
+  The ids of a sentence are those of its space-separated words, one after the
+  other: WordPiece never looks past a space. So each distinct word goes through
+  the tokenizer once.
+
+  Attributes:
+    vocab: list of tokens, fewer than 65,536.
+    lowercase: whether the vocabulary is lower-cased.
+    language: ISO 639 code for the sentence splitter.
+    one_sentence_per_line: if True, lines are sentences already.
+  """
+
+  def __init__(self, vocab, lowercase, language, one_sentence_per_line):
+    self._ids = _WordMemo(create_tokenizer(vocab, lowercase))
+    self._split = (
+      (lambda line: [line])
+      if one_sentence_per_line
+      else functools.partial(sentencex.segment, language)
+    )
+
+  def encode(self, documents):
+    """Encodes documents.
+
+    Args:
+      documents: list of str, one paragraph (or sentence) a line.
+
+    Returns:
+      `EncodedDocuments`; sentences without any token are dropped.
+    """
+    sentences, document_sentences = [], []
+    for document in documents:
+      before = len(sentences)
+      for line in document.split("\n"):
+        for sentence in self._split(line):
+          ids = b"".join(map(self._ids.__getitem__, sentence.split(" ")))
+          if ids:
+            sentences.append(ids)
+      document_sentences.append(len(sentences) - before)
+    texts = [document.encode() for document in documents]
+    return EncodedDocuments(
+      tokens=np.frombuffer(b"".join(sentences), np.uint16),
+      sentence_lengths=np.array([len(s) // 2 for s in sentences], np.uint32),
+      document_sentences=np.array(document_sentences, np.uint32),
+      hashes=np.array([hash_text(text) for text in texts], np.uint64),
+      num_bytes=sum(map(len, texts)),
+    )
+
+
+def hash_text(text):
+  """Returns 64 bits that name a document: int, from its UTF-8 bytes."""
+  return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")

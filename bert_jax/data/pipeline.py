@@ -1,0 +1,72 @@
+"""tf.data around the examples: built ahead of the step, in order.
+
+The only file that imports TensorFlow, which never sees an accelerator. Without
+TensorFlow a thread does the same from the same function, so that a machine
+that has none can train.
+"""
+
+import concurrent.futures
+
+import numpy as np
+
+_AHEAD_BATCHES = 8
+
+
+def iterate_batches(examples, batch_size, start, end, rows=slice(None)):
+  """Yields the batches of some steps, built in the background.
+
+  Args:
+    examples: `Examples`.
+    batch_size: sequences of a batch, over all processes.
+    start: number of the first batch; batch `n` holds the examples
+      [n * batch_size, (n + 1) * batch_size).
+    end: number of the batch to stop before.
+    rows: the slice of each batch that this process feeds.
+
+  Yields:
+    dict of numpy arrays, as `Examples.batch` makes it.
+  """
+
+  def build(number):
+    first = np.int64(number) * batch_size
+    return examples.batch(np.arange(first, first + batch_size)[rows])
+
+  try:
+    dataset = _tf_dataset(build, start, end)
+  except ModuleNotFoundError:
+    yield from _threaded(build, start, end)
+  else:
+    yield from dataset
+
+
+def _tf_dataset(build, start, end):
+  import tensorflow as tf
+
+  tf.config.set_visible_devices([], "GPU")
+  sample = build(start)
+  names = list(sample)
+  types = [tf.as_dtype(array.dtype) for array in sample.values()]
+
+  def load(number):
+    return tf.numpy_function(
+      lambda n: list(build(n).values()), [number], types, stateful=False
+    )
+
+  dataset = tf.data.Dataset.range(start, end)
+  dataset = dataset.map(load, num_parallel_calls=2, deterministic=True)
+  dataset = dataset.prefetch(_AHEAD_BATCHES)
+  return (
+    dict(zip(names, arrays, strict=True))
+    for arrays in dataset.as_numpy_iterator()
+  )
+
+
+def _threaded(build, start, end):
+  with concurrent.futures.ThreadPoolExecutor(1) as thread:
+    ahead = min(start + _AHEAD_BATCHES, end)
+    waiting = [thread.submit(build, n) for n in range(start, ahead)]
+    for number in range(ahead, end):
+      yield waiting.pop(0).result()
+      waiting.append(thread.submit(build, number))
+    for batch in waiting:
+      yield batch.result()

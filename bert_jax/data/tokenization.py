@@ -1,0 +1,34 @@
+"""BERT's tokenizer: normalisation, words, WordPiece."""
+
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def create_tokenizer(vocab, lowercase):
+  """Builds the tokenizer that prepares the corpus and that is exported.
+
+  Args:
+    vocab: sequence of str, the tokens in the order of their ids; holds
+      `SPECIAL_TOKENS`.
+    lowercase: whether to lower-case and strip accents.
+
+  Returns:
+    `tokenizers.Tokenizer`; encoding adds [CLS] and [SEP] unless told not to.
+  """
+  ids = {token: i for i, token in enumerate(vocab)}
+  # 100 characters, as in the original code: longer words are [UNK].
+  tokenizer = tokenizers.Tokenizer(
+    models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100)
+  )
+  tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+  tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+  tokenizer.post_processor = processors.TemplateProcessing(
+    single="[CLS] $A [SEP]",
+    pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+    special_tokens=[(token, ids[token]) for token in ("[CLS]", "[SEP]")],
+  )
+  tokenizer.decoder = decoders.WordPiece(prefix="##")
+  tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+  return tokenizer

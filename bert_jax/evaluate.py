@@ -1,0 +1,80 @@
+"""Held-out metrics of a checkpoint, as JSON on standard output.
+
+    python -m bert_jax.evaluate --workdir=W [--step=N]
+
+The examples and their masks are fixed once for a corpus and a length, so the
+figures of different checkpoints and runs compare.
+"""
+
+import json
+
+from absl import flags
+from etils import epath
+
+from bert_jax import checkpointing, command, losses, partitioning
+from bert_jax import run as run_lib
+from bert_jax import steps as step_lib
+from bert_jax import workdir as workdir_lib
+from bert_jax.data.corpus import open_corpus
+from bert_jax.data.pipeline import iterate_batches
+
+_STEP = flags.DEFINE_integer("step", None, "Checkpoint; default: the newest.")
+
+
+def make_evaluate(run, name, params):
+  """Builds the held-out evaluation of one phase.
+
+  Args:
+    run: `Run`.
+    name: "phase1" or "phase2"; says the length.
+    params: nested dict of arrays or shapes.
+
+  Returns:
+    Function of params to a dict of floats: loss, mlm_loss, mlm_accuracy,
+    nsp_loss, nsp_accuracy, nsp_base_rate.
+  """
+  phase = run.config[name]
+  examples = run_lib.held_out_examples(run, name)
+  eval_step = step_lib.make_eval_step(
+    run.config, phase, run.bert_config, run.masking_vocab, run.mesh, params
+  )
+
+  def evaluate(params):
+    batches = iterate_batches(
+      examples,
+      phase.batch_size,
+      0,
+      run.config.eval.num_batches,
+      partitioning.local_rows(phase.batch_size),
+    )
+    total = None
+    for number, batch in enumerate(batches):
+      batch = partitioning.global_batch(run.mesh, batch)
+      total = losses.add(total, eval_step(params, batch, number))
+    return {k: float(v) for k, v in step_lib.mean_metrics(total).items()}
+
+  return evaluate
+
+
+def main(argv):
+  """Runs the command."""
+  del argv
+  workdir = epath.Path(command.workdir())
+  config = workdir_lib.load_config(workdir)
+  run = run_lib.create_run(
+    config, open_corpus(workdir_lib.corpus_dir(config, workdir))
+  )
+  state, _ = checkpointing.load_state(
+    workdir, run_lib.abstract_sharded_state(run), _STEP.value
+  )
+  for name in run_lib.PHASES:
+    if config[name].num_steps:
+      evaluate = make_evaluate(run, name, state.params)
+      row = {"step": int(state.step), "split": "eval", "phase": name}
+      row["max_seq_length"] = config[name].max_seq_length
+      print(json.dumps(row | evaluate(state.params)))
+
+
+if __name__ == "__main__":
+  command.define_workdir_flag()
+  command.run(main)

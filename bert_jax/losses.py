@@ -1,0 +1,117 @@
+"""Pretraining losses and accuracies as (sum, weight) pairs.
+
+Sums add up over devices, micro-batches and evaluation batches; the division
+happens once, at the end. A mean per device would weight a masked token by how
+few others its device holds.
+
+Shapes: `B` batch, `K` predictions a sequence, `V` vocabulary.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def masked_lm_loss(logits, ids, weights):
+  """Cross-entropy of the masked tokens, in nats.
+
+  Args:
+    logits: float [B, K, V].
+    ids: int32 [B, K], the tokens that were masked.
+    weights: float [B, K], 1 for real predictions and 0 for unused slots.
+
+  Returns:
+    (sum, weight), both float32 scalars.
+  """
+  losses = optax.softmax_cross_entropy_with_integer_labels(
+    logits.astype(jnp.float32), ids
+  )
+  return (losses * weights).sum(), weights.sum()
+
+
+def masked_lm_accuracy(logits, ids, weights):
+  """Share of masked tokens whose best-scored token is the right one.
+
+  Args:
+    logits: float [B, K, V].
+    ids: int32 [B, K], the tokens that were masked.
+    weights: float [B, K], 1 for real predictions and 0 for unused slots.
+
+  Returns:
+    (sum, weight), both float32 scalars.
+  """
+  return ((logits.argmax(-1) == ids) * weights).sum(), weights.sum()
+
+
+def next_sentence_loss(logits, labels):
+  """Cross-entropy of "does B follow A", in nats.
+
+  Args:
+    logits: float [B, 2].
+    labels: int32 [B], 0 is "next" and 1 is "random".
+
+  Returns:
+    (sum, weight), both float32 scalars; each sequence weighs 1.
+  """
+  losses = optax.softmax_cross_entropy_with_integer_labels(
+    logits.astype(jnp.float32), labels
+  )
+  return losses.sum(), jnp.float32(labels.size)
+
+
+def next_sentence_accuracy(logits, labels):
+  """Share of pairs told apart.
+
+  Args:
+    logits: float [B, 2].
+    labels: int32 [B], 0 is "next" and 1 is "random".
+
+  Returns:
+    (sum, weight), both float32 scalars; each sequence weighs 1.
+  """
+  right = (logits.argmax(-1) == labels).astype(jnp.float32)
+  return right.sum(), jnp.float32(labels.size)
+
+
+def pretraining_sums(mlm_logits, nsp_logits, batch):
+  """Every loss and accuracy of a pretraining batch.
+
+  Args:
+    mlm_logits: float [B, K, V].
+    nsp_logits: float [B, 2].
+    batch: dict with masked_lm_ids int32 [B, K], masked_lm_weights float
+      [B, K] and next_sentence_labels int32 [B].
+
+  Returns:
+    dict of (sum, weight): mlm_loss, mlm_accuracy, nsp_loss, nsp_accuracy and
+    nsp_base_rate, the share of "random" labels.
+  """
+  masked = batch["masked_lm_ids"], batch["masked_lm_weights"]
+  labels = batch["next_sentence_labels"]
+  random = labels.astype(jnp.float32).sum()
+  return {
+    "mlm_loss": masked_lm_loss(mlm_logits, *masked),
+    "mlm_accuracy": masked_lm_accuracy(mlm_logits, *masked),
+    "nsp_loss": next_sentence_loss(nsp_logits, labels),
+    "nsp_accuracy": next_sentence_accuracy(nsp_logits, labels),
+    "nsp_base_rate": (random, jnp.float32(labels.size)),
+  }
+
+
+def add(total, sums):
+  """Adds (sum, weight) pairs of one more batch.
+
+  Args:
+    total: dict of (sum, weight) so far, or None at the first batch.
+    sums: dict of (sum, weight), same names.
+
+  Returns:
+    dict of (sum, weight).
+  """
+  return sums if total is None else jax.tree.map(jnp.add, total, sums)
+
+
+def divide(pair):
+  """Turns a (sum, weight) pair into a mean; 0 where nothing was counted."""
+  total, weight = pair
+  return total / jnp.where(weight > 0, weight, 1)

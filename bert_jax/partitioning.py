@@ -1,0 +1,228 @@
+"""Which device holds which part of what: the mesh and the sharding table.
+
+A run's devices form a mesh of three axes:
+
+  data   each device sees other rows of the batch; weights are whole, and the
+         optimizer's moments are split over it (ZeRO-1)
+  fsdp   the same, and the weights are split too
+  model  heads, feed-forward and vocabulary are split (tensor parallelism)
+
+Two tables say the rest: a parameter's path gives the logical names of its
+dimensions, a logical name gives its mesh axis. jax.jit with these shardings
+inserts the collectives (what used to be called pjit).
+"""
+
+import math
+import re
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from bert_jax.errors import UserError
+
+MESH_AXES = ("data", "fsdp", "model")
+# The rows of a batch are split over both.
+BATCH_AXES = ("data", "fsdp")
+
+# Parameter path -> logical name of each dimension; None is never split.
+PARAM_AXES = (
+  (r"bert/embeddings/word_embeddings", ("vocab", "embed")),
+  (r"bert/embeddings/(position|token_type)_embeddings", (None, "embed")),
+  (r".*/LayerNorm/(scale|bias)", (None,)),
+  (r".*/attention/self/(query|key|value)/kernel", ("embed", "heads", None)),
+  (r".*/attention/self/(query|key|value)/bias", ("heads", None)),
+  (r".*/attention/output/dense/kernel", ("heads", None, "embed")),
+  (r".*/intermediate/dense/kernel", ("embed", "mlp")),
+  (r".*/intermediate/dense/bias", ("mlp",)),
+  (r".*/layer_\d+/output/dense/kernel", ("mlp", "embed")),
+  (r".*/output/dense/bias", (None,)),
+  (r".*/(pooler|transform)/dense/kernel", ("embed", None)),
+  (r".*/(pooler|transform)/dense/bias", (None,)),
+  (r"cls/predictions/bias", ("vocab",)),
+  (r"cls/seq_relationship/kernel", ("embed", None)),
+  (r"cls/seq_relationship/bias", (None,)),
+)
+
+# Logical name -> mesh axis.
+MESH_AXIS_OF = {
+  "vocab": "model",
+  "heads": "model",
+  "mlp": "model",
+  "embed": "fsdp",
+}
+
+
+def create_mesh(config, devices=None):
+  """Arranges devices in a mesh.
+
+  Args:
+    config: `config.mesh`; devices per axis, -1 takes what is left.
+    devices: list of jax devices; all of them by default.
+
+  Returns:
+    `jax.sharding.Mesh` with axes `MESH_AXES`.
+
+  Raises:
+    UserError: the sizes do not multiply to the number of devices.
+  """
+  devices = jax.devices() if devices is None else devices
+  sizes = [config[axis] for axis in MESH_AXES]
+  fixed = math.prod(size for size in sizes if size != -1)
+  sizes = [len(devices) // fixed if size == -1 else size for size in sizes]
+  if math.prod(sizes) != len(devices):
+    raise UserError(
+      f"config.mesh is {'x'.join(map(str, sizes))} (data x fsdp x model); "
+      f"expected a product of {len(devices)}, the number of devices"
+    )
+  return jax.make_mesh(
+    sizes,
+    MESH_AXES,
+    axis_types=(AxisType.Auto,) * len(MESH_AXES),
+    devices=devices,
+  )
+
+
+def param_axes(path, shape):
+  """Looks up the logical names of a parameter's dimensions.
+
+  Args:
+    path: str such as "bert/embeddings/word_embeddings".
+    shape: tuple of int.
+
+  Returns:
+    tuple with a name or None per dimension.
+
+  Raises:
+    ValueError: no row of `PARAM_AXES` or more than one fits.
+  """
+  found = [
+    axes
+    for pattern, axes in PARAM_AXES
+    if re.fullmatch(pattern, path) and len(axes) == len(shape)
+  ]
+  if len(found) != 1:
+    raise ValueError(
+      f"{path} {shape} matches {len(found)} rows of PARAM_AXES; expected 1. "
+      "Add or narrow a row in bert_jax/partitioning.py."
+    )
+  return found[0]
+
+
+def param_shardings(mesh, params):
+  """Shards every parameter by the table.
+
+  Args:
+    mesh: `jax.sharding.Mesh`.
+    params: nested dict of arrays or shapes.
+
+  Returns:
+    nested dict of `NamedSharding`, same structure.
+
+  Raises:
+    UserError: a dimension does not divide by its mesh axis.
+  """
+
+  def shard(path, leaf):
+    name = "/".join(entry.key for entry in path)
+    axes = [MESH_AXIS_OF.get(axis) for axis in param_axes(name, leaf.shape)]
+    for size, axis in zip(leaf.shape, axes, strict=True):
+      if axis and size % mesh.shape[axis]:
+        raise UserError(
+          f"config.mesh.{axis} is {mesh.shape[axis]}, which does not divide "
+          f"{size}, a dimension of {name} {leaf.shape}"
+        )
+    return NamedSharding(mesh, PartitionSpec(*axes))
+
+  return jax.tree.map_with_path(shard, params)
+
+
+def state_shardings(mesh, state, optimizer):
+  """Shards a whole train state.
+
+  Args:
+    mesh: `jax.sharding.Mesh`.
+    state: `TrainState` of arrays or shapes.
+    optimizer: the optax transformation whose state it holds.
+
+  Returns:
+    `TrainState` of `NamedSharding`.
+  """
+  whole = NamedSharding(mesh, PartitionSpec())
+  params = param_shardings(mesh, state.params)
+  # Everything in the optimizer state that looks like the parameters, the
+  # moments, is split once more; counters are whole.
+  opt_state = optax.tree_map_params(
+    optimizer,
+    _split_over_data,
+    state.opt_state,
+    params,
+    transform_non_params=lambda _: whole,
+  )
+  return state.replace(
+    step=whole, params=params, opt_state=opt_state, skipped_steps=whole
+  )
+
+
+def _split_over_data(leaf, sharding):
+  """Adds the data axis to the first dimension that divides by it (ZeRO-1).
+
+  Rajbhandari et al. 2019, arXiv 1910.02054: each device updates its share of
+  the weights and the shares are gathered.
+  """
+  mesh = sharding.mesh
+  spec = list(sharding.spec)
+  for i, size in enumerate(leaf.shape):
+    if spec[i] is None and size % mesh.shape["data"] == 0:
+      spec[i] = "data"
+      break
+  return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def batch_sharding(mesh):
+  """Returns the sharding of everything whose first dimension is rows."""
+  return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def check_batch_size(mesh, name, batch_size):
+  """Checks that rows divide over the devices.
+
+  Args:
+    mesh: `jax.sharding.Mesh`.
+    name: config key, for the message.
+    batch_size: rows of one pass through the model, over all devices.
+
+  Raises:
+    UserError: they do not.
+  """
+  shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+  if batch_size % shards:
+    raise UserError(
+      f"config.{name} gives {batch_size} rows at a time; expected a multiple of"
+      f" {shards}, the devices of mesh axes {' and '.join(BATCH_AXES)}"
+    )
+
+
+def local_rows(batch_size):
+  """Returns the slice of a global batch that this process feeds."""
+  local_batch_size = batch_size // jax.process_count()
+  first = jax.process_index() * local_batch_size
+  return slice(first, first + local_batch_size)
+
+
+def global_batch(mesh, batch):
+  """Puts this process' rows of a batch on its devices.
+
+  Args:
+    mesh: `jax.sharding.Mesh`.
+    batch: dict of numpy [rows of this process, ...].
+
+  Returns:
+    dict of global jax arrays [rows of all processes, ...].
+  """
+  sharding = batch_sharding(mesh)
+  return {
+    name: jax.make_array_from_process_local_data(sharding, np.asarray(rows))
+    for name, rows in batch.items()
+  }

@@ -1,0 +1,369 @@
+"""Raw text to vocabulary and token shards, with a report on the corpus.
+
+    python -m bert_jax.prepare --config=configs/bert_base.py --workdir=W \\
+      --config.corpus.source='texts/*.txt.gz'
+
+Reads the text twice, in chunks, on all cores: once to count words for the
+vocabulary (skipped with a given `corpus.vocab_file`), once to write token ids.
+Memory does not grow with the corpus. Killed at any moment and started again,
+it goes on with the chunk it was at and ends in the same bytes.
+"""
+
+import collections
+import concurrent.futures
+import functools
+import hashlib
+import itertools
+import multiprocessing
+import os
+import shutil
+import time
+
+import numpy as np
+import tqdm
+from etils import epath
+
+from bert_jax import command
+from bert_jax import workdir as workdir_lib
+from bert_jax.config import validate
+from bert_jax.data import corpus as corpus_lib
+from bert_jax.data import encoding, sources, vocabulary
+from bert_jax.data.examples import Examples
+from bert_jax.errors import UserError
+
+# Text handed to a worker at once; also what a killed run may lose.
+CHUNK_BYTES = 2**20
+# Text that the vocabulary's words are counted on, spread over the corpus.
+VOCABULARY_BYTES = 2**28
+# Corpora smaller than this are done before workers would have started.
+_POOL_BYTES = 24 * 2**20
+_PRUNED_WORDS = 4_000_000
+_COUNTED_TOKENS = 2**24  # at once
+_REPORT_EXAMPLES = 20_000
+
+
+def prepare(config, workdir):
+  """Prepares the corpus of a run, unless that is done already.
+
+  Args:
+    config: validated settings.
+    workdir: the run's folder.
+
+  Returns:
+    `pathlib.Path` of the corpus.
+
+  Raises:
+    UserError: text that can't be read, too little of it, or a corpus of other
+      settings in the same place. Nothing half-written stays behind.
+  """
+  directory = workdir_lib.corpus_dir(config, workdir)
+  found = sources.open_sources(config.corpus)
+  settings = _settings(config.corpus, found)
+  manifest = corpus_lib.load_manifest(directory)
+  if manifest is None:
+    existed = directory.exists()
+    try:
+      _write_corpus(config, found, settings, directory)
+    except UserError:
+      _remove_unfinished(directory, existed)
+      raise
+  elif manifest["settings"] != settings:
+    changed = [
+      k for k in settings if manifest["settings"].get(k) != settings[k]
+    ]
+    raise UserError(
+      f"{directory} holds a corpus made with another {', '.join(changed)}; "
+      "delete it or set --config.corpus.dir to another folder"
+    )
+  else:
+    print(f"corpus: {directory} is prepared already")
+  target = epath.Path(workdir) / "vocab.txt"
+  target.parent.mkdir(parents=True, exist_ok=True)
+  target.write_bytes((directory / "vocab.txt").read_bytes())
+  return directory
+
+
+def _settings(corpus, found):
+  """Returns what the bytes of the corpus depend on, as a JSON-able dict."""
+  settings = {
+    "source": f"{len(found)} sources of {_stored_bytes(found)} bytes",
+    "source_digest": _digest(f"{s.name} {s.num_bytes}" for s in found),
+    "lowercase": corpus.lowercase,
+    "text_key": corpus.text_key,
+    "language": corpus.language,
+    "one_sentence_per_line": corpus.one_sentence_per_line,
+  }
+  if corpus.vocab_file:
+    vocab = vocabulary.load_vocabulary(corpus.vocab_file)
+    return settings | {"vocab_digest": _digest(vocab)}
+  return settings | {"vocab_size": corpus.vocab_size}
+
+
+def _digest(lines):
+  return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def _write_corpus(config, found, settings, directory):
+  started = time.monotonic()
+  writer = corpus_lib.CorpusWriter(directory, settings)
+  vocab_path = directory / "vocab.txt"
+  if writer.num_chunks:
+    print(f"corpus: continuing in {directory} after {writer.num_chunks} chunks")
+  elif config.corpus.vocab_file:
+    shutil.copyfile(config.corpus.vocab_file, vocab_path)
+  else:
+    vocab = _train_vocabulary(config.corpus, found)
+    vocabulary.save_vocabulary(vocab_path, vocab)
+  counted = time.monotonic()
+
+  encode = functools.partial(
+    _encode,
+    vocab_path,
+    config.corpus.lowercase,
+    config.corpus.language,
+    config.corpus.one_sentence_per_line,
+  )
+  chunks = itertools.islice(
+    _chunks(found, "writing tokens"), writer.num_chunks, None
+  )
+  for encoded in _ordered_map(encode, chunks, _text_bytes(found)):
+    writer.append(encoded)
+  manifest = writer.finish()
+  written = time.monotonic()
+
+  opened = corpus_lib.open_written(directory, manifest)
+  report = corpus_report(config, opened)
+  corpus_lib.write_json(directory / "report.json", report)
+  corpus_lib.commit(directory, manifest)
+  print_report(report)
+  megabytes = manifest["num_text_bytes"] / 1e6
+  print(
+    f"corpus: {megabytes:,.1f} MB of text in {written - started:,.1f} s "
+    f"(vocabulary {counted - started:,.1f} s, tokens {written - counted:,.1f} "
+    f"s) on {_num_workers()} cores; report {time.monotonic() - written:,.1f} s"
+  )
+
+
+def _train_vocabulary(corpus, found):
+  """Counts words over the corpus, evenly spread, and trains on them."""
+  stride = 1 + _text_bytes(found) // VOCABULARY_BYTES
+  chunks = itertools.islice(_chunks(found, "counting words"), 0, None, stride)
+  counts = collections.Counter()
+  for chunk in _ordered_map(
+    vocabulary.count_words, chunks, _text_bytes(found) // stride
+  ):
+    counts.update(chunk)
+    if len(counts) > _PRUNED_WORDS:
+      counts = collections.Counter({w: n for w, n in counts.items() if n > 1})
+  words = vocabulary.normalize_counts(counts, corpus.lowercase)
+  if not words:
+    names = ", ".join(s.name for s in found[:3])
+    raise UserError(f"there is no text in {names}; expected documents")
+  vocab, left_out = vocabulary.train_vocabulary(words, corpus.vocab_size)
+  if left_out:
+    share = sum(words[w] for w in words if set(w) & set(left_out))
+    print(
+      f"vocabulary: {len(left_out):,} rare characters of "
+      f"{share / sum(words.values()):.4%} of the words left out"
+    )
+  return vocab
+
+
+def _stored_bytes(found):
+  return sum(source.num_bytes for source in found)
+
+
+def _text_bytes(found):
+  return sum(source.text_bytes for source in found)
+
+
+def _chunks(found, label):
+  """Yields lists of documents of about `CHUNK_BYTES`, with a progress bar."""
+  chunk, size = [], 0
+  total = _stored_bytes(found)
+  bar = tqdm.tqdm(
+    desc=label, total=total, unit="B", unit_scale=True, disable=None
+  )
+  with bar:
+    before = 0
+    for source in found:
+      documents = 0
+      for document, done in source.read():
+        documents += 1
+        chunk.append(document)
+        size += len(document)
+        if size >= CHUNK_BYTES:
+          bar.update(before + done - bar.n)
+          yield chunk
+          chunk, size = [], 0
+      if not documents:
+        print(f"corpus: {source.name} holds no text; skipped")
+      before += source.num_bytes
+    if chunk:
+      yield chunk
+    bar.update(total - bar.n)
+
+
+def _ordered_map(function, chunks, text_bytes):
+  """Maps chunks on all cores, results in order, few chunks in memory."""
+  workers = _num_workers()
+  if text_bytes < _POOL_BYTES or workers == 1:
+    yield from map(function, chunks)
+    return
+  context = multiprocessing.get_context("spawn")
+  with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
+    waiting = collections.deque()
+    for chunk in chunks:
+      waiting.append(pool.submit(function, chunk))
+      if len(waiting) > 3 * workers:
+        yield waiting.popleft().result()
+    while waiting:
+      yield waiting.popleft().result()
+
+
+def _num_workers():
+  return len(os.sched_getaffinity(0))
+
+
+def _encode(vocab_path, lowercase, language, one_per_line, documents):
+  """Encodes one chunk in a worker, which keeps its encoder."""
+  encoder = _create_encoder(vocab_path, lowercase, language, one_per_line)
+  return encoder.encode(documents)
+
+
+@functools.lru_cache(maxsize=1)
+def _create_encoder(vocab_path, lowercase, language, one_per_line):
+  vocab = vocabulary.load_vocabulary(vocab_path)
+  return encoding.Encoder(vocab, lowercase, language, one_per_line)
+
+
+def _remove_unfinished(directory, existed):
+  corpus_lib.remove_unfinished(directory)
+  parent = directory.parent
+  if not existed:
+    for folder in (directory, parent):
+      if folder.exists() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def corpus_report(config, corpus):
+  """Measures a corpus for the settings it will be trained with.
+
+  Args:
+    config: validated settings.
+    corpus: `Corpus`.
+
+  Returns:
+    JSON-able dict; rates are shares of 1.
+
+  Raises:
+    UserError: too few documents, or a batch larger than a pass.
+  """
+  manifest = corpus.manifest
+  counts = _token_counts(corpus)
+  continues = np.array([t.startswith("##") for t in corpus.vocab])
+  num_words = int(counts[~continues].sum())
+  report = {
+    "num_documents": manifest["num_documents"],
+    "num_duplicate_documents": manifest["num_duplicate_documents"],
+    "num_short_documents": manifest["num_short_documents"],
+    "num_text_bytes": manifest["num_text_bytes"],
+    "num_sentences": manifest["num_sentences"],
+    "num_words": num_words,
+    "num_tokens": manifest["num_tokens"],
+    "vocab_size": len(corpus.vocab),
+    "tokens_per_word": int(counts.sum()) / max(num_words, 1),
+    "unknown_rate": int(counts[corpus.vocab.index("[UNK]")])
+    / max(int(counts.sum()), 1),
+  }
+  training, held_out = corpus_lib.split_documents(
+    corpus.documents, config.corpus.eval_fraction
+  )
+  report["num_held_out_documents"] = len(held_out)
+  for number, name in enumerate(("phase1", "phase2"), start=1):
+    phase = config[name]
+    if phase.num_steps:
+      report[name] = _phase_report(config, corpus, training, phase, number)
+  return report
+
+
+def _token_counts(corpus):
+  """Returns how often each id occurs in kept documents, int64 [vocabulary]."""
+  starts = corpus.documents["start"]
+  ends = starts + corpus.documents["num_tokens"]
+  # Documents that follow each other without a dropped one make one run.
+  breaks = np.flatnonzero(starts[1:] != ends[:-1])
+  runs = zip(
+    np.concatenate([starts[:1], starts[1:][breaks]]),
+    np.concatenate([ends[:-1][breaks], ends[-1:]]),
+    strict=True,
+  )
+  counts = np.zeros(len(corpus.vocab), np.int64)
+  for run_start, run_end in runs:
+    for start in range(run_start, run_end, _COUNTED_TOKENS):
+      tokens = corpus.tokens[start : min(start + _COUNTED_TOKENS, run_end)]
+      counts += np.bincount(tokens, minlength=len(counts))
+  return counts
+
+
+def _phase_report(config, corpus, documents, phase, number):
+  examples = Examples(
+    corpus, documents, phase.max_seq_length, config.seed, number
+  )
+  if examples.examples_per_pass < phase.batch_size:
+    raise UserError(
+      f"phase{number}.batch_size is {phase.batch_size}, but the text gives only"
+      f" {examples.examples_per_pass} examples of length "
+      f"{phase.max_seq_length}; expected at most that, or more text"
+    )
+  pairs = examples.pairs(np.arange(_REPORT_EXAMPLES))
+  lengths = (pairs.a_length + pairs.b_length + 3)[~pairs.is_short]
+  return {
+    "max_seq_length": phase.max_seq_length,
+    "examples_per_pass": examples.examples_per_pass,
+    "predicted_passes": phase.num_steps
+    * phase.batch_size
+    / examples.examples_per_pass,
+    "not_next_rate": float(pairs.is_random.mean()),
+    "fill": float(lengths.mean() / phase.max_seq_length),
+  }
+
+
+def print_report(report):
+  """Prints a `corpus_report` for people."""
+  print(
+    f"corpus: {report['num_documents']:,} documents "
+    f"({report['num_held_out_documents']:,} held out; "
+    f"{report['num_duplicate_documents']:,} duplicates and "
+    f"{report['num_short_documents']:,} too short dropped), "
+    f"{report['num_sentences']:,} sentences, {report['num_words']:,} words, "
+    f"{report['num_tokens']:,} tokens"
+  )
+  print(
+    f"corpus: vocabulary of {report['vocab_size']:,}, "
+    f"{report['tokens_per_word']:.4f} tokens per word, "
+    f"{report['unknown_rate']:.4%} unknown"
+  )
+  for name in ("phase1", "phase2"):
+    if name in report:
+      phase = report[name]
+      print(
+        f"corpus: {name} at length {phase['max_seq_length']}: "
+        f"{phase['examples_per_pass']:,} examples a pass, "
+        f"{phase['predicted_passes']:,.1f} passes, "
+        f"{phase['not_next_rate']:.4f} NotNext, fill {phase['fill']:.4f}"
+      )
+
+
+def main(argv):
+  """Runs the command."""
+  del argv
+  config, workdir = command.config_and_workdir()
+  validate(config)
+  with workdir_lib.run_lock(epath.Path(workdir)):
+    prepare(config, workdir)
+
+
+if __name__ == "__main__":
+  command.define_config_flags()
+  command.run(main)

@@ -1,0 +1,132 @@
+"""What stays the same through a run: settings, corpus, mesh, model."""
+
+import dataclasses
+
+import jax
+import ml_collections
+import optax
+
+from bert_jax import partitioning
+from bert_jax.config import num_train_steps
+from bert_jax.data.corpus import Corpus, split_documents
+from bert_jax.data.examples import Examples
+from bert_jax.masking import MaskingVocab, create_masking_vocab
+from bert_jax.modeling import BertConfig, create_bert_config, create_params
+from bert_jax.optimizer import create_optimizer
+from bert_jax.steps import EVAL_SEED
+from bert_jax.train_state import create_train_state
+
+PHASES = ("phase1", "phase2")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A pretraining run without its state.
+
+  Attributes:
+    config: the run's settings.
+    corpus: `Corpus`.
+    mesh: `jax.sharding.Mesh`.
+    bert_config: `BertConfig`.
+    masking_vocab: `MaskingVocab`.
+    optimizer: optax transformation.
+  """
+
+  config: ml_collections.ConfigDict
+  corpus: Corpus
+  mesh: jax.sharding.Mesh
+  bert_config: BertConfig
+  masking_vocab: MaskingVocab
+  optimizer: optax.GradientTransformation
+
+
+def create_run(config, corpus):
+  """Builds a run on all devices.
+
+  Args:
+    config: validated settings.
+    corpus: `Corpus`.
+
+  Returns:
+    `Run`.
+
+  Raises:
+    UserError: the settings do not fit the devices.
+  """
+  mesh = partitioning.create_mesh(config.mesh)
+  for name in PHASES:
+    phase = config[name]
+    if phase.num_steps:
+      rows = phase.batch_size // config.optimizer.grad_accumulation
+      partitioning.check_batch_size(mesh, f"{name}.batch_size", rows)
+  return Run(
+    config=config,
+    corpus=corpus,
+    mesh=mesh,
+    bert_config=create_bert_config(config, len(corpus.vocab)),
+    masking_vocab=create_masking_vocab(corpus.vocab),
+    optimizer=create_optimizer(config.optimizer, num_train_steps(config)),
+  )
+
+
+def create_state(run):
+  """Draws the state before the first step, sharded over the mesh.
+
+  Args:
+    run: `Run`.
+
+  Returns:
+    `TrainState`.
+  """
+  key = jax.random.key(run.config.seed)
+  shardings = partitioning.state_shardings(
+    run.mesh, abstract_state(run), run.optimizer
+  )
+  return jax.jit(_state_creator(run), out_shardings=shardings)(key)
+
+
+def abstract_state(run):
+  """Returns the shapes of the state, a `TrainState`, without making it."""
+  return jax.eval_shape(_state_creator(run), jax.random.key(0))
+
+
+def abstract_sharded_state(run):
+  """Returns shapes and shardings, as a checkpoint is restored to."""
+  shapes = abstract_state(run)
+  shardings = partitioning.state_shardings(run.mesh, shapes, run.optimizer)
+  return jax.tree.map(
+    lambda leaf, sharding: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=sharding
+    ),
+    shapes,
+    shardings,
+  )
+
+
+def _state_creator(run):
+  return lambda key: create_train_state(
+    create_params(run.bert_config, key), run.optimizer
+  )
+
+
+def training_examples(run, name):
+  """Returns the `Examples` that phase `name` trains on."""
+  training, _ = split_documents(
+    run.corpus.documents, run.config.corpus.eval_fraction
+  )
+  return _examples(run, name, training, run.config.seed)
+
+
+def held_out_examples(run, name):
+  """Returns the held-out `Examples` of phase `name`, the same in every run."""
+  _, held_out = split_documents(
+    run.corpus.documents, run.config.corpus.eval_fraction
+  )
+  return _examples(run, name, held_out, EVAL_SEED)
+
+
+def _examples(run, name, documents, seed):
+  length = run.config[name].max_seq_length
+  return Examples(
+    run.corpus, documents, length, seed, stream=PHASES.index(name)
+  )

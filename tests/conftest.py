@@ -1,0 +1,10 @@
+"""Settings of every test: offline, on sixteen devices of the CPU."""
+
+import os
+
+import jax
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 16)
+jax.config.update("jax_numpy_rank_promotion", "raise")
