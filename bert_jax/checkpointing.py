@@ -86,8 +86,7 @@ def restore_newest(manager, abstract_state):
     try:
       return restore(manager, step, abstract_state)
     except Exception as e:  # whatever a damaged file makes the readers raise
-      reason = " ".join(str(e).split())[:200]
-      print(f"checkpoint {step} is broken and put aside: {reason}")
+      print(f"checkpoint {step} is broken and put aside: {_one_line(e)}")
       broken = manager.directory.parent / "broken"
       broken.mkdir(parents=True, exist_ok=True)
       (manager.directory / str(step)).rename(broken / str(step))
@@ -123,26 +122,23 @@ def restore(manager, step, abstract_state):
       meta=ocp.args.JsonRestore(),
     ),
   )
-  found, expected = checksums(restored.state), restored.meta["checksums"]
-  wrong = [name for name in expected if found.get(name) != expected[name]]
-  if wrong or found.keys() != expected.keys():
-    raise ValueError(f"checksums differ for {', '.join(wrong) or 'the tree'}")
+  _verify(restored.state, restored.meta)
   return restored.state, restored.meta
 
 
-def load_state(workdir, abstract_state, step=None):
-  """Restores a checkpoint for reading.
+def load_params(workdir, abstract_params, step=None):
+  """Restores the parameters alone, for reading.
 
   Args:
-    workdir: the run's folder.
-    abstract_state: see `restore_newest`.
+    workdir: a run's folder.
+    abstract_params: nested dict of `ShapeDtypeStruct` with shardings.
     step: int; the newest by default.
 
   Returns:
-    (`TrainState`, meta).
+    (step, parameters, meta), meta as `save` wrote it.
 
   Raises:
-    UserError: there is no such checkpoint.
+    UserError: there is no such checkpoint, or it is broken.
   """
   manager = _open_manager(workdir)
   steps = sorted(manager.all_steps())
@@ -152,10 +148,46 @@ def load_state(workdir, abstract_state, step=None):
       f"{workdir} has no checkpoint {'' if step is None else step}; it has: "
       f"{', '.join(map(str, steps)) or 'none'}"
     )
+  item = {"params": abstract_params}
+  restore_args = ocp.checkpoint_utils.construct_restore_args(item)
   try:
-    return restore(manager, step, abstract_state)
-  finally:
-    manager.close()
+    restored = manager.restore(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.PyTreeRestore(
+          item, restore_args=restore_args, partial_restore=True
+        ),
+        meta=ocp.args.JsonRestore(),
+      ),
+    )
+    _verify(restored.state, restored.meta)
+  except Exception as e:  # whatever a damaged file makes the readers raise
+    raise UserError(
+      f"checkpoint {step} of {workdir} is broken: {_one_line(e)} (choose "
+      f"another --step of {', '.join(map(str, steps))})"
+    ) from e
+  manager.close()
+  return step, restored.state["params"], restored.meta
+
+
+def _verify(state, meta):
+  """Raises ValueError if an array does not have the checksum it was saved with.
+
+  Args:
+    state: a whole `TrainState`, or {"params": ...} of one.
+    meta: as `save` wrote it.
+  """
+  found, expected = checksums(state), meta["checksums"]
+  wrong = [name for name in found if found[name] != expected.get(name)]
+  if wrong:
+    raise ValueError(
+      f"{len(wrong)} of {len(found)} arrays do not have their checksum, the "
+      f"first is {wrong[0]}"
+    )
+
+
+def _one_line(error):
+  return " ".join(str(error).split())[:200]
 
 
 def checksums(state):
@@ -168,7 +200,9 @@ def checksums(state):
     dict from path to the sum of the array's words, modulo 2**32.
   """
   leaves = jax.tree.leaves_with_path(state)
-  names = [jax.tree_util.keystr(path) for path, _ in leaves]
+  names = [
+    jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves
+  ]
   sums = jax.device_get(_sum_bits([leaf for _, leaf in leaves]))
   return {name: int(s) for name, s in zip(names, sums, strict=True)}
 

@@ -7,7 +7,7 @@ line without a traceback; anything else is a fault of ours.
 import re
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from bert_jax.config import suggest_key
@@ -56,6 +56,7 @@ def run(main):
     main: function of the arguments left after the flags; raises `UserError`
       for what the user can mend.
   """
+  logging.set_verbosity(logging.WARNING)
   app.run(_one_line_errors(main), flags_parser=_one_line_errors(_parse_flags))
 
 

@@ -14,8 +14,6 @@ from etils import epath
 from bert_jax import checkpointing, command, losses, partitioning
 from bert_jax import run as run_lib
 from bert_jax import steps as step_lib
-from bert_jax import workdir as workdir_lib
-from bert_jax.data.corpus import open_corpus
 from bert_jax.data.pipeline import iterate_batches
 
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint; default: the newest.")
@@ -60,19 +58,15 @@ def main(argv):
   """Runs the command."""
   del argv
   workdir = epath.Path(command.workdir())
-  config = workdir_lib.load_config(workdir)
-  run = run_lib.create_run(
-    config, open_corpus(workdir_lib.corpus_dir(config, workdir))
-  )
-  state, _ = checkpointing.load_state(
-    workdir, run_lib.abstract_sharded_state(run), _STEP.value
-  )
+  run = run_lib.load_run(workdir)
+  abstract = run_lib.abstract_sharded_state(run).params
+  step, params, _ = checkpointing.load_params(workdir, abstract, _STEP.value)
   for name in run_lib.PHASES:
-    if config[name].num_steps:
-      evaluate = make_evaluate(run, name, state.params)
-      row = {"step": int(state.step), "split": "eval", "phase": name}
-      row["max_seq_length"] = config[name].max_seq_length
-      print(json.dumps(row | evaluate(state.params)))
+    phase = run.config[name]
+    if phase.num_steps:
+      row = {"step": step, "split": "eval", "phase": name}
+      row["max_seq_length"] = phase.max_seq_length
+      print(json.dumps(row | make_evaluate(run, name, params)(params)))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """BERT (Devlin et al. 2018, section 3) as thin linen modules.
 
 Parameters are plain nested dicts of float32 arrays whose names follow Hugging
-Face's, so that `hf.py` is a table. Shapes, in docstrings and einsums:
+Face's, so that `hf.py` is a table. Every module's `config` is the
+architecture. Shapes, in docstrings and einsums:
 
   B batch      L length            K predictions a sequence
   D hidden     N attention heads   H head size (D = N * H)
@@ -197,11 +198,7 @@ class BertConfig:
 
 
 class BertEmbeddings(nn.Module):
-  """Word, position and segment embeddings, summed and normalised.
-
-  Attributes:
-    config: architecture.
-  """
+  """Word, position and segment embeddings, summed and normalised."""
 
   config: BertConfig
 
@@ -286,11 +283,7 @@ class SelfAttention(nn.Module):
 
 
 class SublayerOutput(nn.Module):
-  """The end of both sublayers: `LN(residual + dropout(dense(x)))`.
-
-  Attributes:
-    config: architecture.
-  """
+  """The end of both sublayers: `LN(residual + dropout(dense(x)))`."""
 
   config: BertConfig
 
@@ -315,11 +308,7 @@ class SublayerOutput(nn.Module):
 
 
 class Attention(nn.Module):
-  """The first sublayer: self-attention and its output.
-
-  Attributes:
-    config: architecture.
-  """
+  """The first sublayer: self-attention and its output."""
 
   config: BertConfig
 
@@ -335,11 +324,7 @@ class Attention(nn.Module):
 
 
 class Intermediate(nn.Module):
-  """The wide half of the feed-forward sublayer.
-
-  Attributes:
-    config: architecture.
-  """
+  """The wide half of the feed-forward sublayer."""
 
   config: BertConfig
 
@@ -352,11 +337,7 @@ class Intermediate(nn.Module):
 
 
 class BertLayer(nn.Module):
-  """One post-LN block: attention, then feed-forward.
-
-  Attributes:
-    config: architecture.
-  """
+  """One post-LN block: attention, then feed-forward."""
 
   config: BertConfig
 
@@ -377,9 +358,6 @@ class BertEncoder(nn.Module):
 
   Unrolled: scanned layers stack their residuals and optimizer state in
   memory, which costs a TPU more than the longer compilation.
-
-  Attributes:
-    config: architecture.
   """
 
   config: BertConfig
@@ -402,11 +380,7 @@ class BertEncoder(nn.Module):
 
 
 class BertPooler(nn.Module):
-  """One vector for the whole sequence, read off [CLS].
-
-  Attributes:
-    config: architecture.
-  """
+  """One vector for the whole sequence, read off [CLS]."""
 
   config: BertConfig
 
@@ -461,11 +435,7 @@ class BertModel(nn.Module):
 
 
 class PredictionTransform(nn.Module):
-  """What the masked-LM head does before it meets the vocabulary.
-
-  Attributes:
-    config: architecture.
-  """
+  """What the masked-LM head does before it meets the vocabulary."""
 
   config: BertConfig
 
@@ -478,11 +448,7 @@ class PredictionTransform(nn.Module):
 
 
 class MaskedLMHead(nn.Module):
-  """Scores every token of the vocabulary with the tied embeddings.
-
-  Attributes:
-    config: architecture.
-  """
+  """Scores every token of the vocabulary with the tied embeddings."""
 
   config: BertConfig
 
@@ -513,11 +479,7 @@ class MaskedLMHead(nn.Module):
 
 
 class PreTrainingHeads(nn.Module):
-  """The two heads of pretraining.
-
-  Attributes:
-    config: architecture.
-  """
+  """The two heads of pretraining."""
 
   config: BertConfig
 
@@ -547,11 +509,7 @@ class PreTrainingHeads(nn.Module):
 
 
 class BertForPreTraining(nn.Module):
-  """BERT with the masked-LM and next-sentence heads (section 3.1).
-
-  Attributes:
-    config: architecture.
-  """
+  """BERT with the masked-LM and next-sentence heads (section 3.1)."""
 
   config: BertConfig
 

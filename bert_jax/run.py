@@ -7,8 +7,9 @@ import ml_collections
 import optax
 
 from bert_jax import partitioning
+from bert_jax import workdir as workdir_lib
 from bert_jax.config import num_train_steps
-from bert_jax.data.corpus import Corpus, split_documents
+from bert_jax.data.corpus import Corpus, open_corpus, split_documents
 from bert_jax.data.examples import Examples
 from bert_jax.masking import MaskingVocab, create_masking_vocab
 from bert_jax.modeling import BertConfig, create_bert_config, create_params
@@ -38,6 +39,23 @@ class Run:
   bert_config: BertConfig
   masking_vocab: MaskingVocab
   optimizer: optax.GradientTransformation
+
+
+def load_run(workdir):
+  """Opens the run that a workdir holds.
+
+  Args:
+    workdir: `epath.Path`.
+
+  Returns:
+    `Run`.
+
+  Raises:
+    UserError: there is none, or its corpus is gone.
+  """
+  config = workdir_lib.load_config(workdir)
+  corpus = open_corpus(workdir_lib.corpus_dir(config, workdir))
+  return create_run(config, corpus)
 
 
 def create_run(config, corpus):

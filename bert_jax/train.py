@@ -28,6 +28,7 @@ from bert_jax.data.corpus import open_corpus
 from bert_jax.data.pipeline import iterate_batches
 from bert_jax.errors import UserError
 from bert_jax.evaluate import make_evaluate
+from bert_jax.host_memory import keep_freed_memory
 from bert_jax.prepare import prepare
 
 # Updates skipped in a row, for a loss or gradient that is not finite, before
@@ -50,6 +51,7 @@ def train(config, workdir):
       is not finite any more.
   """
   validate(config)
+  keep_freed_memory()
   workdir = epath.Path(workdir)
   with workdir_lib.run_lock(workdir):
     workdir_lib.check_config(config, workdir)

@@ -61,8 +61,13 @@ TEXTS = [
 def params():
   """Random weights, biases and scales included."""
   rng = np.random.default_rng(0)
-  return jax.tree.map(
-    lambda x: rng.normal(0.1, 0.3, x.shape).astype(np.float32),
+
+  def draw(path, weight):
+    mean = 1 if path[-1].key == "scale" else 0
+    return rng.normal(mean, 0.3, weight.shape).astype(np.float32)
+
+  return jax.tree.map_with_path(
+    draw,
     jax.eval_shape(lambda: create_params(CONFIG, jax.random.key(0))),
   )
 

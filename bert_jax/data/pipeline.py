@@ -6,6 +6,7 @@ that has none can train.
 """
 
 import concurrent.futures
+import os
 
 import numpy as np
 
@@ -40,6 +41,7 @@ def iterate_batches(examples, batch_size, start, end, rows=slice(None)):
 
 
 def _tf_dataset(build, start, end):
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before the import
   import tensorflow as tf
 
   tf.config.set_visible_devices([], "GPU")

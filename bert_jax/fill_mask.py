@@ -1,0 +1,71 @@
+"""Fills the [MASK] of a sentence with an exported model, without torch.
+
+python -m bert_jax.fill_mask --model=H --text='The [MASK] of the people.'
+"""
+
+import jax
+import jax.numpy as jnp
+import tokenizers
+from absl import flags
+from etils import epath
+
+from bert_jax import command, hf
+from bert_jax.errors import UserError
+from bert_jax.modeling import BertForPreTraining
+
+_MODEL = flags.DEFINE_string("model", None, "Folder that export wrote.")
+_TEXT = flags.DEFINE_multi_string("text", [], "Text with a [MASK].")
+
+
+def fill_mask(params, config, tokenizer, text, num_fillings=5):
+  """Predicts the first [MASK] of a text.
+
+  Args:
+    params: parameters of `BertForPreTraining`.
+    config: `BertConfig`.
+    tokenizer: `tokenizers.Tokenizer` of the model.
+    text: str with a [MASK].
+    num_fillings: how many to return.
+
+  Returns:
+    list of (token, probability), best first.
+
+  Raises:
+    UserError: there is no [MASK] in the text.
+  """
+  encoding = tokenizer.encode(text)
+  if "[MASK]" not in encoding.tokens:
+    raise UserError(f"there is no [MASK] in {text!r}; expected one to fill")
+  position = encoding.tokens.index("[MASK]")
+  logits, _ = BertForPreTraining(config).apply(
+    {"params": params},
+    jnp.array([encoding.ids]),
+    jnp.array([encoding.type_ids]),
+    jnp.array([encoding.attention_mask]) == 1,
+    jnp.array([[position]]),
+    deterministic=True,
+  )
+  probabilities, ids = jax.lax.top_k(jax.nn.softmax(logits[0, 0]), num_fillings)
+  return [
+    (tokenizer.id_to_token(int(i)), float(p))
+    for i, p in zip(ids, probabilities, strict=True)
+  ]
+
+
+def main(argv):
+  """Runs the command."""
+  del argv
+  if not _MODEL.value or not _TEXT.value:
+    raise UserError("expected --model=FOLDER and --text='... [MASK] ...'")
+  folder = epath.Path(_MODEL.value)
+  params, config = hf.load_pretrained(folder)
+  tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+  for text in _TEXT.value:
+    fillings = fill_mask(params, config, tokenizer, text)
+    print(text)
+    for token, probability in fillings:
+      print(f"  {probability:6.1%}  {token}")
+
+
+if __name__ == "__main__":
+  command.run(main)
