@@ -10,7 +10,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from bert_jax.config import suggest_key
+from bert_jax.config import default_config, flatten, suggest_key
 from bert_jax.errors import UserError
 
 
@@ -35,6 +35,14 @@ def config_and_workdir():
   """
   if flags.FLAGS.config is None:
     raise UserError("--config is missing; expected a file of configs/")
+  try:
+    flags.FLAGS.config.keys()
+  except OSError:  # how config_flags says that it found no such file
+    path = config_flags.get_config_filename(flags.FLAGS["config"])
+    raise UserError(
+      f"--config={path} is not there; expected a Python file such as "
+      "configs/bert_base.py"
+    ) from None
   return flags.FLAGS.config, workdir()
 
 
@@ -80,11 +88,18 @@ def _parse_flags(argv):
     rest = flags.FLAGS(argv)
   except (AttributeError, KeyError) as e:
     raise UserError(_unknown_key(argv, e)) from None
-  except (flags.Error, TypeError, ValueError, OSError) as e:
-    raise UserError(" ".join(str(e).split())) from None
+  except (flags.Error, TypeError, ValueError) as e:
+    raise UserError(" ".join(str(e).split()) + _expected_type(e)) from None
   if len(rest) > 1:
     raise UserError(f"unexpected argument {rest[1]!r}; flags start with --")
   return rest
+
+
+def _expected_type(error):
+  """Returns what a setting named in an error takes, or nothing."""
+  key = re.search(r"--?config\.([\w.]+)", str(error))
+  default = flatten(default_config()).get(key[1]) if key else None
+  return "" if default is None else f"; expected {type(default).__name__}"
 
 
 def _unknown_key(argv, error):
@@ -93,6 +108,5 @@ def _unknown_key(argv, error):
   for key in (m.group(1) for m in given if m):
     if key.rsplit(".", 1)[-1] in str(error) or key in str(error):
       nearest = suggest_key(key)
-      hint = f"; did you mean --config.{nearest}?" if nearest else ""
-      return f"config has no key {key!r}{hint}"
+      return f"config has no key {key!r}; did you mean --config.{nearest}?"
   return " ".join(str(error).split())

@@ -142,15 +142,19 @@ def flatten(config):
 
 
 def suggest_key(key):
-  """Returns the known config key nearest to `key`, or None."""
+  """Returns the known config key nearest to `key`, such as "lr"."""
   known = list(flatten(default_config()))
   near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
   if near:
     return near[0]
   last = key.rsplit(".", 1)[-1]
-  by_name = {k.rsplit(".", 1)[-1]: k for k in known}
-  near = difflib.get_close_matches(last, list(by_name), n=1, cutoff=0.6)
-  return by_name[near[0]] if near else None
+  by_name = {}
+  for k in known:
+    name = k.rsplit(".", 1)[-1]
+    initials = "".join(word[0] for word in name.split("_"))
+    by_name |= {name: k, initials: k}
+  near = difflib.get_close_matches(last, list(by_name), n=1, cutoff=0.0)
+  return by_name[near[0]]
 
 
 def differing_keys(config, saved):

@@ -30,7 +30,10 @@ def masked_lm_loss(logits, ids, weights):
 
 
 def masked_lm_accuracy(logits, ids, weights):
-  """Share of masked tokens whose best-scored token is the right one.
+  """Share of masked tokens that no other token outscores.
+
+  Compares with the maximum rather than take an argmax, which is a fifth of a
+  small model's step on a CPU.
 
   Args:
     logits: float [B, K, V].
@@ -40,7 +43,8 @@ def masked_lm_accuracy(logits, ids, weights):
   Returns:
     (sum, weight), both float32 scalars.
   """
-  return ((logits.argmax(-1) == ids) * weights).sum(), weights.sum()
+  own = jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0]
+  return ((own >= logits.max(-1)) * weights).sum(), weights.sum()
 
 
 def next_sentence_loss(logits, labels):

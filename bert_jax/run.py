@@ -71,20 +71,35 @@ def create_run(config, corpus):
   Raises:
     UserError: the settings do not fit the devices.
   """
+  return Run(
+    config=config,
+    corpus=corpus,
+    mesh=create_mesh(config),
+    bert_config=create_bert_config(config, len(corpus.vocab)),
+    masking_vocab=create_masking_vocab(corpus.vocab),
+    optimizer=create_optimizer(config.optimizer, num_train_steps(config)),
+  )
+
+
+def create_mesh(config):
+  """Arranges all devices for a run.
+
+  Args:
+    config: validated settings.
+
+  Returns:
+    `jax.sharding.Mesh`.
+
+  Raises:
+    UserError: the mesh or a batch does not fit the devices.
+  """
   mesh = partitioning.create_mesh(config.mesh)
   for name in PHASES:
     phase = config[name]
     if phase.num_steps:
       rows = phase.batch_size // config.optimizer.grad_accumulation
       partitioning.check_batch_size(mesh, f"{name}.batch_size", rows)
-  return Run(
-    config=config,
-    corpus=corpus,
-    mesh=mesh,
-    bert_config=create_bert_config(config, len(corpus.vocab)),
-    masking_vocab=create_masking_vocab(corpus.vocab),
-    optimizer=create_optimizer(config.optimizer, num_train_steps(config)),
-  )
+  return mesh
 
 
 def create_state(run):

@@ -55,6 +55,7 @@ def train(config, workdir):
   workdir = epath.Path(workdir)
   with workdir_lib.run_lock(workdir):
     workdir_lib.check_config(config, workdir)
+    run_lib.create_mesh(config)  # what does not fit is told before the work
     corpus = open_corpus(prepare(config, workdir))
     run = run_lib.create_run(config, corpus)
     workdir_lib.save_config(config, workdir)

@@ -41,7 +41,9 @@ def iterate_batches(examples, batch_size, start, end, rows=slice(None)):
 
 
 def _tf_dataset(build, start, end):
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before the import
+  # Before the import, which is chatty otherwise; oneDNN is for arithmetic.
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
   import tensorflow as tf
 
   tf.config.set_visible_devices([], "GPU")
