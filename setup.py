@@ -11,7 +11,7 @@ setuptools.setup(
   install_requires=[
     "jax>=0.10.0",
     "flax>=0.12.0,<0.13",
-    "optax>=0.2.5",
+    "optax>=0.2.8",
     "orbax-checkpoint>=0.12.8,<1.0",
     "tensorflow-datasets>=4.9.10",
     "tensorflow-cpu>=2.20",

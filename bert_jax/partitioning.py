@@ -174,8 +174,9 @@ def _split_over_data(leaf, sharding):
   mesh = sharding.mesh
   spec = list(sharding.spec)
   for i, size in enumerate(leaf.shape):
-    if spec[i] is None and size % mesh.shape["data"] == 0:
-      spec[i] = "data"
+    axes = (spec[i], "data") if spec[i] else ("data",)
+    if size % math.prod(mesh.shape[axis] for axis in axes) == 0:
+      spec[i] = axes
       break
   return NamedSharding(mesh, PartitionSpec(*spec))
 

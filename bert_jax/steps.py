@@ -54,7 +54,7 @@ def make_train_step(
     )
     metrics = mean_metrics(sums)
     metrics["learning_rate"] = schedule(state.step)
-    metrics["grad_norm"] = optax.global_norm(grads)
+    metrics["grad_norm"] = optax.tree.norm(grads)
     metrics["fill"] = jnp.mean(batch["length"] / phase.max_seq_length)
     state = _apply_if_finite(optimizer, state, grads, metrics)
     metrics["skipped_steps"] = state.skipped_steps.astype(jnp.float32)

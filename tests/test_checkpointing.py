@@ -1,0 +1,127 @@
+"""Checkpoints: whole ones come back to the bit, broken ones are passed over."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+
+from bert_jax import checkpointing
+from bert_jax.config import default_config
+from bert_jax.errors import UserError
+from bert_jax.train_state import TrainState
+
+
+def _state(step):
+  rng = np.random.default_rng(step)
+  weights = rng.normal(size=(64, 33)).astype(np.float32)
+  return TrainState(
+    step=jnp.int32(step),
+    params={"dense": {"kernel": jnp.asarray(weights)}},
+    opt_state=(jnp.asarray(weights**2), jnp.int32(step)),
+    skipped_steps=jnp.int32(0),
+  )
+
+
+def _abstract():
+  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), _state(0)
+  )
+
+
+@pytest.fixture(name="manager")
+def _manager(tmp_path):
+  config = default_config()
+  manager = checkpointing.create_manager(config.checkpoint, tmp_path)
+  for step in (10, 20, 30):
+    checkpointing.save(manager, _state(step), config, "corpus")
+  manager.wait_until_finished()
+  yield manager
+  manager.close()
+
+
+def _data_file(manager, step):
+  """Returns the file of a checkpoint that holds the most bytes."""
+  files = pathlib.Path(manager.directory / str(step) / "state").rglob("*")
+  return max((f for f in files if f.is_file()), key=lambda f: f.stat().st_size)
+
+
+def _flip_a_byte(path):
+  content = bytearray(epath.Path(path).read_bytes())
+  content[len(content) // 2] ^= 0x10
+  epath.Path(path).write_bytes(bytes(content))
+
+
+def _truncate(path):
+  content = epath.Path(path).read_bytes()
+  epath.Path(path).write_bytes(content[: len(content) // 2])
+
+
+def test_the_newest_checkpoint_comes_back_to_the_bit(manager):
+  state, meta = checkpointing.restore_newest(manager, _abstract())
+  jax.tree.map(np.testing.assert_array_equal, state, _state(30))
+  assert meta["corpus_fingerprint"] == "corpus"
+  assert meta["config"] == default_config().to_dict()
+
+
+@pytest.mark.parametrize(
+  "damage", [_flip_a_byte, _truncate, lambda path: path.unlink()]
+)
+def test_a_damaged_checkpoint_is_reported_and_the_older_one_used(
+  manager, capsys, damage
+):
+  damage(_data_file(manager, 30))
+  state, _ = checkpointing.restore_newest(manager, _abstract())
+  jax.tree.map(np.testing.assert_array_equal, state, _state(20))
+  assert "checkpoint 30 is broken and put aside" in capsys.readouterr().out
+  assert (manager.directory.parent / "broken" / "30").exists()
+  # The step can be saved again.
+  config = default_config()
+  checkpointing.save(manager, _state(30), config, "corpus")
+  manager.wait_until_finished()
+  state, _ = checkpointing.restore_newest(manager, _abstract())
+  jax.tree.map(np.testing.assert_array_equal, state, _state(30))
+
+
+def test_nothing_but_broken_checkpoints_is_an_error(manager):
+  for step in (10, 20, 30):
+    _flip_a_byte(_data_file(manager, step))
+  with pytest.raises(UserError, match="every checkpoint .* was broken"):
+    checkpointing.restore_newest(manager, _abstract())
+
+
+def test_parameters_alone_can_be_read_at_any_kept_step(manager, tmp_path):
+  step, params, _ = checkpointing.load_params(tmp_path, _abstract().params, 20)
+  assert step == 20
+  jax.tree.map(np.testing.assert_array_equal, params, _state(20).params)
+
+
+def test_a_step_that_was_not_kept_lists_those_that_were(manager, tmp_path):
+  with pytest.raises(UserError, match="no checkpoint 25; it has: 10, 20, 30"):
+    checkpointing.load_params(tmp_path, _abstract().params, 25)
+
+
+def test_a_broken_checkpoint_is_not_exported(manager, tmp_path):
+  _truncate(_data_file(manager, 30))
+  with pytest.raises(UserError, match="checkpoint 30 .* is broken"):
+    checkpointing.load_params(tmp_path, _abstract().params)
+
+
+def test_only_the_latest_are_kept(manager):
+  checkpointing.save(manager, _state(40), default_config(), "corpus")
+  manager.wait_until_finished()
+  assert sorted(manager.all_steps()) == [20, 30, 40]
+
+
+def test_checksums_see_every_bit():
+  state = _state(1)
+  kernel = np.array(state.params["dense"]["kernel"])
+  before = checkpointing.checksums(state)
+  kernel.view(np.uint32)[3, 3] ^= 1
+  state = state.replace(params={"dense": {"kernel": jnp.asarray(kernel)}})
+  after = checkpointing.checksums(state)
+  changed = [name for name in before if before[name] != after[name]]
+  assert changed == ["params/dense/kernel"]

@@ -1,0 +1,123 @@
+"""Settings: the paper's numbers, what is refused, what may change."""
+
+import importlib.util
+import pathlib
+
+import pytest
+
+from bert_jax import config as config_lib
+from bert_jax.errors import UserError
+
+CONFIGS = sorted(pathlib.Path(__file__).parents[1].glob("configs/*.py"))
+
+
+def _load(path):
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+def test_defaults_are_the_papers_recipe():
+  """Devlin et al. 2018, sections 3.1 and A.2, and RECIPE-level constants."""
+  flat = config_lib.flatten(config_lib.default_config())
+  expected = {
+    "model.hidden_size": 768,
+    "model.num_hidden_layers": 12,
+    "model.num_attention_heads": 12,
+    "model.intermediate_size": 3072,
+    "model.hidden_dropout_prob": 0.1,
+    "model.attention_probs_dropout_prob": 0.1,
+    "model.max_position_embeddings": 512,
+    "model.layer_norm_eps": 1e-12,
+    "model.initializer_range": 0.02,
+    "corpus.vocab_size": 30_000,
+    "corpus.lowercase": True,
+    "phase1.max_seq_length": 128,
+    "phase1.num_steps": 900_000,
+    "phase1.batch_size": 256,
+    "phase1.max_predictions": 20,
+    "phase2.max_seq_length": 512,
+    "phase2.num_steps": 100_000,
+    "phase2.batch_size": 256,
+    "phase2.max_predictions": 77,
+    "masking.rate": 0.15,
+    "masking.mask_prob": 0.8,
+    "masking.random_prob": 0.1,
+    "optimizer.learning_rate": 1e-4,
+    "optimizer.warmup_steps": 10_000,
+    "optimizer.weight_decay": 0.01,
+    "optimizer.beta1": 0.9,
+    "optimizer.beta2": 0.999,
+    "optimizer.eps": 1e-6,
+    "optimizer.max_grad_norm": 1.0,
+  }
+  assert {key: flat[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_is_valid_and_says_how_to_run_it(path):
+  module = _load(path)
+  config_lib.validate(module.get_config())
+  assert f"configs/{path.name}" in module.__doc__ or "launch/" in module.__doc__
+  assert "Hardware:" in module.__doc__
+
+
+@pytest.mark.parametrize(
+  ("key", "value"),
+  [
+    ("model.num_attention_heads", 7),
+    ("model.hidden_act", "relu"),
+    ("model.dtype", "float16"),
+    ("model.hidden_dropout_prob", 1.0),
+    ("phase1.max_seq_length", 1024),
+    ("phase1.batch_size", 0),
+    ("phase2.max_predictions", 0),
+    ("corpus.eval_fraction", 0.0),
+    ("corpus.vocab_size", 70_000),
+    ("masking.rate", 0.0),
+    ("masking.random_token", "same"),
+    ("optimizer.name", "sgd"),
+    ("optimizer.warmup_steps", 1_000_000),
+    ("optimizer.grad_accumulation", 3),
+    ("mesh.data", 0),
+    ("log.every_steps", 0),
+  ],
+)
+def test_a_wrong_setting_is_named_with_what_it_takes(key, value):
+  config = config_lib.default_config()
+  with config.unlocked():
+    config.update_from_flattened_dict({key: value})
+  with pytest.raises(UserError, match="expected") as e:
+    config_lib.validate(config)
+  assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+  ("typo", "meant"),
+  [
+    ("phase1.num_stesp", "phase1.num_steps"),
+    ("hidden_size", "model.hidden_size"),
+    ("lr", "optimizer.learning_rate"),
+    ("optimizer.warmup", "optimizer.warmup_steps"),
+    ("phase2.batchsize", "phase2.batch_size"),
+  ],
+)
+def test_an_unknown_key_brings_the_nearest_known_one(typo, meant):
+  assert config_lib.suggest_key(typo) == meant
+
+
+def test_steps_and_logging_may_change_but_the_model_may_not():
+  saved = config_lib.default_config().to_dict()
+  config = config_lib.default_config()
+  config.phase2.num_steps = 7
+  config.log.every_steps = 1
+  config.mesh.data = 4
+  config.checkpoint.keep = 9
+  assert config_lib.differing_keys(config, saved) == []
+  config.model.hidden_size = 64
+  config.phase1.batch_size = 8
+  assert config_lib.differing_keys(config, saved) == [
+    ("model.hidden_size", 768, 64),
+    ("phase1.batch_size", 256, 8),
+  ]

@@ -1,0 +1,181 @@
+"""THE train step: the same on any mesh, exact sums, nothing lost to a NaN."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bert_jax import partitioning, steps
+from bert_jax.config import default_config
+from bert_jax.masking import create_masking_vocab
+from bert_jax.modeling import create_bert_config, create_params
+from bert_jax.optimizer import create_optimizer
+from bert_jax.train_state import create_train_state
+
+VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"] + [
+  f"w{i}" for i in range(195)
+]
+NUM_STEPS = 20
+
+
+def _config(**overrides):
+  config = default_config()
+  config.update_from_flattened_dict(
+    {
+      "model.hidden_size": 32,
+      "model.num_hidden_layers": 2,
+      "model.num_attention_heads": 4,
+      "model.intermediate_size": 64,
+      "model.max_position_embeddings": 32,
+      "model.dtype": "float32",
+      "phase1.max_seq_length": 32,
+      "phase1.batch_size": 16,
+      "phase1.max_predictions": 5,
+      "optimizer.learning_rate": 1e-3,
+      "optimizer.warmup_steps": 2,
+      **overrides,
+    }
+  )
+  return config
+
+
+def _batch(config, seed):
+  """Random rows of different lengths, so that predictions are ragged."""
+  rng = np.random.default_rng(seed)
+  size, length = config.phase1.batch_size, config.phase1.max_seq_length
+  a = rng.integers(1, 12, size)
+  b = rng.integers(1, 12, size)
+  ids = rng.integers(5, len(VOCAB), (size, length))
+  rows = np.arange(size)
+  ids[:, 0] = 2
+  ids[rows, a + 1] = ids[rows, a + b + 2] = 3
+  ids[np.arange(length)[None] >= (a + b + 3)[:, None]] = 0
+  return {
+    "input_ids": ids.astype(np.uint16),
+    "a_length": a.astype(np.int32),
+    "length": (a + b + 3).astype(np.int32),
+    "next_sentence_labels": rng.integers(0, 2, size).astype(np.int32),
+  }
+
+
+def _start(config, mesh_sizes, num_devices):
+  """Returns (state, train step, mesh) on the first devices."""
+  config.mesh.update(dict(zip(partitioning.MESH_AXES, mesh_sizes, strict=True)))
+  mesh = partitioning.create_mesh(config.mesh, jax.devices()[:num_devices])
+  bert_config = create_bert_config(config, len(VOCAB))
+  optimizer = create_optimizer(config.optimizer, NUM_STEPS)
+  create = lambda key: create_train_state(  # noqa: E731
+    create_params(bert_config, key), optimizer
+  )
+  abstract = jax.eval_shape(create, jax.random.key(0))
+  shardings = partitioning.state_shardings(mesh, abstract, optimizer)
+  state = jax.jit(create, out_shardings=shardings)(jax.random.key(0))
+  train_step = steps.make_train_step(
+    config,
+    config.phase1,
+    bert_config,
+    create_masking_vocab(VOCAB),
+    optimizer,
+    NUM_STEPS,
+    mesh,
+    abstract,
+  )
+  return state, train_step, mesh
+
+
+@functools.cache
+def _curve(mesh_sizes, num_devices, accumulation=1, dropout=0.1, num_steps=4):
+  """Returns the metrics of the first steps and the parameters after them."""
+  config = _config(
+    **{
+      "optimizer.grad_accumulation": accumulation,
+      "model.hidden_dropout_prob": dropout,
+      "model.attention_probs_dropout_prob": dropout,
+    }
+  )
+  state, train_step, mesh = _start(config, mesh_sizes, num_devices)
+  rows = []
+  for step in range(num_steps):
+    batch = partitioning.global_batch(mesh, _batch(config, step))
+    state, metrics = train_step(state, batch)
+    rows.append({k: float(v) for k, v in metrics.items()})
+  return rows, jax.device_get(state.params)
+
+
+@pytest.mark.parametrize("mesh_sizes", [(8, 1, 1), (2, 2, 2), (1, 4, 4)])
+def test_the_same_seed_gives_the_same_curve_on_every_mesh(mesh_sizes):
+  """Examples, masks and dropout do not depend on where the rows lie."""
+  alone, _ = _curve((1, 1, 1), 1)
+  spread, _ = _curve(mesh_sizes, int(np.prod(mesh_sizes)))
+  for a, b in zip(alone, spread, strict=True):
+    for name in a:
+      np.testing.assert_allclose(b[name], a[name], rtol=1e-5, err_msg=name)
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch():
+  """Sums of sums, not means of means: predictions are ragged here."""
+  whole, params = _curve((1, 1, 1), 1, dropout=0.0)
+  parts, parts_params = _curve((1, 1, 1), 1, accumulation=4, dropout=0.0)
+  for a, b in zip(whole, parts, strict=True):
+    for name in a:
+      np.testing.assert_allclose(b[name], a[name], rtol=2e-5, err_msg=name)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(b, a, atol=2e-5),
+    params,
+    parts_params,
+  )
+
+
+def test_the_loss_is_the_sum_of_both_and_the_rate_is_the_schedules():
+  rows, _ = _curve((1, 1, 1), 1)
+  for row in rows:
+    assert row["loss"] == pytest.approx(row["mlm_loss"] + row["nsp_loss"])
+  rates = [row["learning_rate"] for row in rows]
+  expected = [0.5e-3, 1e-3, 1e-3, 1e-3 * 17 / 18]
+  np.testing.assert_allclose(rates, expected, rtol=1e-6)
+
+
+def test_a_step_that_is_not_finite_changes_nothing_but_the_count():
+  config = _config()
+  state, train_step, mesh = _start(config, (1, 1, 1), 1)
+  words = state.params["bert"]["embeddings"]["word_embeddings"]
+  poisoned = state.params | {
+    "bert": state.params["bert"]
+    | {
+      "embeddings": state.params["bert"]["embeddings"]
+      | {"word_embeddings": words.at[7, 0].set(jnp.inf)}
+    }
+  }
+  state = state.replace(params=poisoned)
+  before = jax.device_get(state)
+  batch = _batch(config, 0)
+  batch["input_ids"][:, 1] = 7
+  state, metrics = train_step(state, partitioning.global_batch(mesh, batch))
+  after = jax.device_get(state)
+  assert after.step == 1 and after.skipped_steps == 1
+  assert float(metrics["skipped_steps"]) == 1
+  jax.tree.map(np.testing.assert_array_equal, before.params, after.params)
+  jax.tree.map(np.testing.assert_array_equal, before.opt_state, after.opt_state)
+
+
+def test_evaluation_masks_depend_on_the_batch_number_alone():
+  """Two runs with different seeds are measured on the same masks."""
+  results = []
+  for seed in (0, 1):
+    config = _config(seed=seed)
+    state, _, mesh = _start(config, (1, 1, 1), 1)
+    eval_step = steps.make_eval_step(
+      config,
+      config.phase1,
+      create_bert_config(config, len(VOCAB)),
+      create_masking_vocab(VOCAB),
+      mesh,
+      state.params,
+    )
+    batch = partitioning.global_batch(mesh, _batch(config, 0))
+    results += [eval_step(state.params, batch, n) for n in (3, 3, 4)]
+  losses = [float(r["mlm_loss"][0]) for r in results]
+  assert losses[0] == losses[1] == losses[3]
+  assert losses[2] != losses[0]
