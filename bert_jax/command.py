@@ -27,6 +27,12 @@ def define_workdir_flag():
   flags.DEFINE_string("workdir", None, "Folder of the run; may be gs://.")
 
 
+def define_checkpoint_flags():
+  """Defines `--workdir=DIR --step=N`: a checkpoint to read."""
+  define_workdir_flag()
+  flags.DEFINE_integer("step", None, "Checkpoint; default: the newest.")
+
+
 def config_and_workdir():
   """Returns the (config, workdir) of the command line.
 

@@ -23,7 +23,6 @@ CHANGEABLE = (
   "eval",
   "checkpoint",
   "log",
-  "compilation_cache",
 )
 
 
@@ -115,13 +114,10 @@ def default_config():
 
   config.checkpoint = checkpoint = ml_collections.ConfigDict()
   checkpoint.every_steps = 1_000
-  checkpoint.keep = 3  # the latest; the best one is kept besides
+  checkpoint.keep = 3  # the latest ones
 
   config.log = log = ml_collections.ConfigDict()
   log.every_steps = 100
-
-  # Where compiled programs are kept between runs; "" keeps none.
-  config.compilation_cache = "~/.cache/bert_jax/xla"
   return config
 
 

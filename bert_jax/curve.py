@@ -5,6 +5,8 @@
 Writes <workdir>/curve.png and prints the same curve for the terminal.
 """
 
+import itertools
+
 import matplotlib.figure
 from etils import epath
 
@@ -68,7 +70,9 @@ def text_curve(rows, field="mlm_loss"):
   labels = [f"{high:8.2f} "] + [" " * 9] * (_HEIGHT - 2) + [f"{low:8.2f} "]
   lines = [a + "|" + "".join(b) for a, b in zip(labels, canvas, strict=True)]
   lines.append(" " * 9 + "+" + "-" * _WIDTH)
-  lines.append(" " * 10 + f"{field}, step 1 to {last:,} (. training, # held out)")
+  lines.append(
+    " " * 10 + f"{field}, step 1 to {last:,} (. training, # held out)"
+  )
   return "\n".join(lines)
 
 
@@ -80,7 +84,7 @@ def _series(rows, split, field):
 
 def _phase_switches(rows):
   """Returns the last step of each phase but the last."""
-  pairs = zip(rows, rows[1:], strict=False)
+  pairs = itertools.pairwise(rows)
   return [a["step"] for a, b in pairs if a["phase"] != b["phase"]]
 
 

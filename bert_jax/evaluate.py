@@ -16,8 +16,6 @@ from bert_jax import run as run_lib
 from bert_jax import steps as step_lib
 from bert_jax.data.pipeline import iterate_batches
 
-_STEP = flags.DEFINE_integer("step", None, "Checkpoint; default: the newest.")
-
 
 def make_evaluate(run, name, params):
   """Builds the held-out evaluation of one phase.
@@ -60,7 +58,9 @@ def main(argv):
   workdir = epath.Path(command.workdir())
   run = run_lib.load_run(workdir)
   abstract = run_lib.abstract_sharded_state(run).params
-  step, params, _ = checkpointing.load_params(workdir, abstract, _STEP.value)
+  step, params, _ = checkpointing.load_params(
+    workdir, abstract, flags.FLAGS.step
+  )
   for name in run_lib.PHASES:
     phase = run.config[name]
     if phase.num_steps:
@@ -70,5 +70,5 @@ def main(argv):
 
 
 if __name__ == "__main__":
-  command.define_workdir_flag()
+  command.define_checkpoint_flags()
   command.run(main)

@@ -22,12 +22,6 @@ from bert_jax.data.vocabulary import load_vocabulary
 from bert_jax.errors import UserError
 from bert_jax.modeling import create_bert_config, create_params
 
-_OUTPUT = flags.DEFINE_string("output", None, "Folder to write.")
-_STEP = flags.DEFINE_integer("step", None, "Checkpoint; default: the newest.")
-_HEADS = flags.DEFINE_enum(
-  "heads", "pretraining", list(hf.HEADS), "What to leave in."
-)
-
 _MODEL_CARD = """\
 ---
 library_name: transformers
@@ -169,15 +163,18 @@ def _held_out_table(workdir, step):
 def main(argv):
   """Runs the command."""
   del argv
-  if not _OUTPUT.value:
+  output, heads = flags.FLAGS.output, flags.FLAGS.heads
+  if not output:
     raise UserError("--output is missing; expected a folder to write")
-  step = export(command.workdir(), _OUTPUT.value, _HEADS.value, _STEP.value)
+  step = export(command.workdir(), output, heads, flags.FLAGS.step)
   print(
-    f"export: step {step:,} ({_HEADS.value}) is in {_OUTPUT.value}; load it "
-    f"with transformers' {hf.HEADS[_HEADS.value][0]}.from_pretrained"
+    f"export: step {step:,} ({heads}) is in {output}; load it with "
+    f"transformers' {hf.HEADS[heads][0]}.from_pretrained"
   )
 
 
 if __name__ == "__main__":
-  command.define_workdir_flag()
+  command.define_checkpoint_flags()
+  flags.DEFINE_string("output", None, "Folder to write.")
+  flags.DEFINE_enum("heads", "pretraining", list(hf.HEADS), "What to keep.")
   command.run(main)

@@ -13,8 +13,11 @@ from bert_jax import command, hf
 from bert_jax.errors import UserError
 from bert_jax.modeling import BertForPreTraining
 
-_MODEL = flags.DEFINE_string("model", None, "Folder that export wrote.")
-_TEXT = flags.DEFINE_multi_string("text", [], "Text with a [MASK].")
+
+def load_tokenizer(folder):
+  """Returns the `tokenizers.Tokenizer` of an exported folder."""
+  text = (epath.Path(folder) / "tokenizer.json").read_text()
+  return tokenizers.Tokenizer.from_str(text)
 
 
 def fill_mask(params, config, tokenizer, text, num_fillings=5):
@@ -55,12 +58,12 @@ def fill_mask(params, config, tokenizer, text, num_fillings=5):
 def main(argv):
   """Runs the command."""
   del argv
-  if not _MODEL.value or not _TEXT.value:
+  folder, texts = flags.FLAGS.model, flags.FLAGS.text
+  if not folder or not texts:
     raise UserError("expected --model=FOLDER and --text='... [MASK] ...'")
-  folder = epath.Path(_MODEL.value)
   params, config = hf.load_pretrained(folder)
-  tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-  for text in _TEXT.value:
+  tokenizer = load_tokenizer(folder)
+  for text in texts:
     fillings = fill_mask(params, config, tokenizer, text)
     print(text)
     for token, probability in fillings:
@@ -68,4 +71,6 @@ def main(argv):
 
 
 if __name__ == "__main__":
+  flags.DEFINE_string("model", None, "Folder that export wrote.")
+  flags.DEFINE_multi_string("text", [], "Text with a [MASK].")
   command.run(main)

@@ -11,12 +11,13 @@ it goes on with the chunk it was at and ends in the same bytes.
 
 import collections
 import concurrent.futures
+import contextlib
 import functools
 import hashlib
 import itertools
 import multiprocessing
 import os
-import shutil
+import threading
 import time
 
 import numpy as np
@@ -61,11 +62,10 @@ def prepare(config, workdir):
   settings = _settings(config.corpus, found)
   manifest = corpus_lib.load_manifest(directory)
   if manifest is None:
-    existed = directory.exists()
     try:
       _write_corpus(config, found, settings, directory)
     except UserError:
-      _remove_unfinished(directory, existed)
+      corpus_lib.remove_unfinished(directory)
       raise
   elif manifest["settings"] != settings:
     changed = [
@@ -76,6 +76,7 @@ def prepare(config, workdir):
       "delete it or set --config.corpus.dir to another folder"
     )
   else:
+    corpus_lib.remove_scaffolding(directory)  # of a run killed at its end
     print(f"corpus: {directory} is prepared already")
   target = epath.Path(workdir) / "vocab.txt"
   target.parent.mkdir(parents=True, exist_ok=True)
@@ -105,30 +106,19 @@ def _digest(lines):
 
 def _write_corpus(config, found, settings, directory):
   started = time.monotonic()
-  writer = corpus_lib.CorpusWriter(directory, settings)
-  vocab_path = directory / "vocab.txt"
-  if writer.num_chunks:
-    print(f"corpus: continuing in {directory} after {writer.num_chunks} chunks")
-  elif config.corpus.vocab_file:
-    shutil.copyfile(config.corpus.vocab_file, vocab_path)
-  else:
-    vocab = _train_vocabulary(config.corpus, found)
-    vocabulary.save_vocabulary(vocab_path, vocab)
-  counted = time.monotonic()
-
-  encode = functools.partial(
-    _encode,
-    vocab_path,
-    config.corpus.lowercase,
-    config.corpus.language,
-    config.corpus.one_sentence_per_line,
-  )
-  chunks = itertools.islice(
-    _chunks(found, "writing tokens"), writer.num_chunks, None
-  )
-  for encoded in _ordered_map(encode, chunks, _text_bytes(found)):
-    writer.append(encoded)
-  manifest = writer.finish()
+  with contextlib.closing(
+    corpus_lib.CorpusWriter(directory, settings)
+  ) as writer:
+    if writer.num_chunks:
+      done = f"{writer.num_chunks:,} chunks"
+      print(f"corpus: continuing in {directory} after {done}")
+    else:
+      vocab = _create_vocabulary(config.corpus, found)
+      vocabulary.save_vocabulary(directory / "vocab.txt", vocab)
+    counted = time.monotonic()
+    for encoded in _encoded_chunks(config.corpus, found, directory, writer):
+      writer.append(encoded)
+    manifest = writer.finish()
   written = time.monotonic()
 
   opened = corpus_lib.open_written(directory, manifest)
@@ -142,6 +132,27 @@ def _write_corpus(config, found, settings, directory):
     f"(vocabulary {counted - started:,.1f} s, tokens {written - counted:,.1f} "
     f"s) on {_num_workers()} cores; report {time.monotonic() - written:,.1f} s"
   )
+
+
+def _create_vocabulary(corpus, found):
+  """Reads the vocabulary given, or trains one on the text."""
+  if corpus.vocab_file:
+    return vocabulary.load_vocabulary(corpus.vocab_file)
+  return _train_vocabulary(corpus, found)
+
+
+def _encoded_chunks(corpus, found, directory, writer):
+  """Yields the chunks that are not in yet, encoded."""
+  encode = functools.partial(
+    _encode,
+    directory / "vocab.txt",
+    corpus.lowercase,
+    corpus.language,
+    corpus.one_sentence_per_line,
+  )
+  chunks = _chunks(found, "writing tokens", name_empty=True)
+  chunks = itertools.islice(chunks, writer.num_chunks, None)
+  yield from _ordered_map(encode, chunks, _text_bytes(found))
 
 
 def _train_vocabulary(corpus, found):
@@ -177,7 +188,7 @@ def _text_bytes(found):
   return sum(source.text_bytes for source in found)
 
 
-def _chunks(found, label):
+def _chunks(found, label, name_empty=False):
   """Yields lists of documents of about `CHUNK_BYTES`, with a progress bar."""
   chunk, size = [], 0
   total = _stored_bytes(found)
@@ -196,7 +207,7 @@ def _chunks(found, label):
           bar.update(before + done - bar.n)
           yield chunk
           chunk, size = [], 0
-      if not documents:
+      if name_empty and not documents:
         print(f"corpus: {source.name} holds no text; skipped")
       before += source.num_bytes
     if chunk:
@@ -211,7 +222,9 @@ def _ordered_map(function, chunks, text_bytes):
     yield from map(function, chunks)
     return
   context = multiprocessing.get_context("spawn")
-  with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
+  with concurrent.futures.ProcessPoolExecutor(
+    workers, context, initializer=_end_with_parent
+  ) as pool:
     waiting = collections.deque()
     for chunk in chunks:
       waiting.append(pool.submit(function, chunk))
@@ -219,6 +232,17 @@ def _ordered_map(function, chunks, text_bytes):
         yield waiting.popleft().result()
     while waiting:
       yield waiting.popleft().result()
+
+
+def _end_with_parent():
+  """Ends a worker when the process that feeds it is killed."""
+  parent = multiprocessing.parent_process()
+
+  def wait():
+    parent.join()
+    os._exit(1)
+
+  threading.Thread(target=wait, daemon=True).start()
 
 
 def _num_workers():
@@ -235,15 +259,6 @@ def _encode(vocab_path, lowercase, language, one_per_line, documents):
 def _create_encoder(vocab_path, lowercase, language, one_per_line):
   vocab = vocabulary.load_vocabulary(vocab_path)
   return encoding.Encoder(vocab, lowercase, language, one_per_line)
-
-
-def _remove_unfinished(directory, existed):
-  corpus_lib.remove_unfinished(directory)
-  parent = directory.parent
-  if not existed:
-    for folder in (directory, parent):
-      if folder.exists() and not any(folder.iterdir()):
-        folder.rmdir()
 
 
 def corpus_report(config, corpus):

@@ -89,7 +89,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_older_one_used(
 def test_nothing_but_broken_checkpoints_is_an_error(manager):
   for step in (10, 20, 30):
     _flip_a_byte(_data_file(manager, step))
-  with pytest.raises(UserError, match="every checkpoint .* was broken"):
+  with pytest.raises(UserError, match=r"every checkpoint .* was broken"):
     checkpointing.restore_newest(manager, _abstract())
 
 
@@ -106,7 +106,7 @@ def test_a_step_that_was_not_kept_lists_those_that_were(manager, tmp_path):
 
 def test_a_broken_checkpoint_is_not_exported(manager, tmp_path):
   _truncate(_data_file(manager, 30))
-  with pytest.raises(UserError, match="checkpoint 30 .* is broken"):
+  with pytest.raises(UserError, match=r"checkpoint 30 .* is broken"):
     checkpointing.load_params(tmp_path, _abstract().params)
 
 

@@ -10,7 +10,12 @@ from bert_jax import metrics
 def _write(tmp_path, steps, first_step=0):
   writer = metrics.MetricWriter(epath.Path(tmp_path), first_step)
   for step in steps:
-    row = {"step": step, "split": "train", "loss": 1.0 / step, "phase": "phase1"}
+    row = {
+      "step": step,
+      "split": "train",
+      "loss": 1.0 / step,
+      "phase": "phase1",
+    }
     writer.write(row)
   writer.close()
 

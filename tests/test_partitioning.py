@@ -15,7 +15,9 @@ from bert_jax.train_state import create_train_state
 
 
 def _mesh(data, fsdp, model):
-  sizes = ml_collections.ConfigDict({"data": data, "fsdp": fsdp, "model": model})
+  sizes = ml_collections.ConfigDict(
+    {"data": data, "fsdp": fsdp, "model": model}
+  )
   return partitioning.create_mesh(sizes)
 
 

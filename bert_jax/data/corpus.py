@@ -35,6 +35,9 @@ DOCUMENT = np.dtype(
 )
 # One token for sentence A and one for sentence B.
 MIN_DOCUMENT_TOKENS = 2
+# Two to train on and two held out: a random next sentence comes from another
+# document.
+MIN_DOCUMENTS = 4
 _STREAMS = ("tokens.bin", "sentences.bin", "documents.bin")
 
 
@@ -89,7 +92,7 @@ def open_written(directory, manifest):
   """Opens the files that `manifest` describes; see `open_corpus`."""
   for name, size in manifest["file_bytes"].items():
     path = directory / name
-    found = path.stat().st_size if path.exists() else 0
+    found = _size(path)
     if found != size:
       raise UserError(
         f"{path} has {found} bytes; expected {size} by its manifest (delete "
@@ -117,21 +120,12 @@ def split_documents(documents, eval_fraction):
   held-out side never has fewer than two, as next sentence prediction needs.
 
   Args:
-    documents: `DOCUMENT` [N].
+    documents: `DOCUMENT` [N], at least `MIN_DOCUMENTS`.
     eval_fraction: share to hold out, between 0 and 1.
 
   Returns:
     (training, held-out) `DOCUMENT` arrays.
-
-  Raises:
-    UserError: fewer than four documents.
   """
-  if len(documents) < 4:
-    raise UserError(
-      f"the corpus has {len(documents)} usable documents; expected at least 4,"
-      " two to train on and two held out, since a random next sentence comes "
-      "from another document (is there a blank line between documents?)"
-    )
   order = np.argsort(documents["hash"], kind="stable")
   threshold = int(eval_fraction * 2**64)
   below = np.searchsorted(documents["hash"][order], np.uint64(threshold))
@@ -166,7 +160,7 @@ class CorpusWriter:
     }
     if self._progress_path.exists():
       found = json.loads(self._progress_path.read_text())
-      if found["settings"] == settings:
+      if found["settings"] == settings and self._holds(found["file_bytes"]):
         self._progress = found
     if self.num_chunks == 0:
       (directory / "vocab.txt").unlink(missing_ok=True)
@@ -177,6 +171,12 @@ class CorpusWriter:
     }
     for name, f in self._files.items():
       f.truncate(self._progress["file_bytes"][name])
+
+  def _holds(self, file_bytes):
+    """Returns whether the files have at least the sizes noted."""
+    return (self._directory / "vocab.txt").exists() and all(
+      _size(self._directory / name) >= size for name, size in file_bytes.items()
+    )
 
   @property
   def num_chunks(self):
@@ -228,6 +228,9 @@ class CorpusWriter:
 
     Returns:
       the manifest, a dict.
+
+    Raises:
+      UserError: fewer than `MIN_DOCUMENTS` are left.
     """
     self.close()
     progress = self._progress
@@ -236,6 +239,12 @@ class CorpusWriter:
     documents = found[long_enough]
     _, first_of_its_kind = np.unique(documents["hash"], return_index=True)
     documents = documents[np.sort(first_of_its_kind)]
+    if len(documents) < MIN_DOCUMENTS:
+      raise UserError(
+        f"the corpus has {len(documents)} usable documents; expected at least "
+        f"{MIN_DOCUMENTS}, two to train on and two held out (is there a blank "
+        "line between documents?)"
+      )
     with open(self._directory / "documents.npy", "wb") as f:
       np.save(f, documents)
 
@@ -263,20 +272,26 @@ class CorpusWriter:
 def commit(directory, manifest):
   """Declares a corpus finished: the manifest is the last file to appear."""
   write_json(directory / "manifest.json", manifest)
-  for name in ("progress.json", "documents.bin"):
+  remove_scaffolding(directory)
+
+
+def remove_scaffolding(directory):
+  """Deletes what only the writing of a corpus needed."""
+  for name in ("progress.json", "progress.tmp", "documents.bin"):
     (directory / name).unlink(missing_ok=True)
 
 
 def remove_unfinished(directory):
   """Deletes what a `CorpusWriter` that can't go on has left."""
-  for name in (
-    *_STREAMS,
-    "progress.json",
-    "vocab.txt",
-    "documents.npy",
-    "report.json",
-  ):
+  remove_scaffolding(directory)
+  for name in (*_STREAMS, "vocab.txt", "documents.npy", "report.json"):
     (directory / name).unlink(missing_ok=True)
+  if directory.exists() and not any(directory.iterdir()):
+    directory.rmdir()
+
+
+def _size(path):
+  return path.stat().st_size if path.exists() else 0
 
 
 def write_json(path, content):

@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 import sentencex
 
-from bert_jax.data.tokenization import create_tokenizer
+from bert_jax.data.tokenization import create_tokenizer, split_plain
 
 # Distinct words that an encoder remembers; about 200 bytes each.
 _MAX_REMEMBERED_WORDS = 1_000_000
@@ -33,17 +33,26 @@ class EncodedDocuments:
 
 
 class _WordMemo(dict):
-  """Remembers each word's ids as bytes: {word: uint16 ids}."""
+  """Remembers each word's ids as bytes: {word: uint16 ids}.
+
+  A plain word with punctuation is put together from its parts, which are few:
+  the tokenizer is a hundred times slower than a look-up.
+  """
 
   def __init__(self, tokenizer):
     super().__init__()
     self._tokenizer = tokenizer
 
   def __missing__(self, word):
-    ids = self._tokenizer.encode(word, add_special_tokens=False).ids
+    parts = split_plain(word) or [word]
+    if len(parts) > 1:
+      encoded = b"".join(map(self.__getitem__, parts))
+    else:
+      ids = self._tokenizer.encode(word, add_special_tokens=False).ids
+      encoded = np.array(ids, np.uint16).tobytes()
     if len(self) >= _MAX_REMEMBERED_WORDS:
       self.clear()
-    self[word] = encoded = np.array(ids, np.uint16).tobytes()
+    self[word] = encoded
     return encoded
 
 
@@ -51,8 +60,8 @@ class Encoder:
   """Splits documents into sentences and sentences into token ids.
 
   The ids of a sentence are those of its space-separated words, one after the
-  other: WordPiece never looks past a space. So each distinct word goes through
-  the tokenizer once.
+  other: WordPiece never looks past a space. So each distinct word is encoded
+  once.
 
   Attributes:
     vocab: list of tokens, fewer than 65,536.

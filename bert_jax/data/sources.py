@@ -14,6 +14,7 @@ import json
 import os
 import re
 import sysconfig
+import zlib
 from pydoc_data import topics
 
 from bert_jax.errors import UserError
@@ -93,6 +94,8 @@ def _file_source(path, text_key):
       f"{path} ends in {os.path.splitext(base)[1]!r}; expected .txt, .txt.gz, "
       ".jsonl or .jsonl.gz"
     )
+  if not os.path.isfile(path) or not os.access(path, os.R_OK):
+    raise UserError(f"{path} can't be read; expected a file one may read")
   size = os.path.getsize(path)
   return Source(path, size, size * (_GZIP_RATIO if base != path else 1), read)
 
@@ -113,7 +116,7 @@ def _read_lines(path):
           ) from None
         offset += len(line)
         yield text.strip("\ufeff \t\r\n"), number, raw.tell()
-    except (EOFError, gzip.BadGzipFile) as e:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as e:
       raise UserError(f"{path} is not a whole gzip file: {e}") from None
 
 
@@ -142,14 +145,18 @@ def _jsonl_documents(path, text_key):
       continue
     try:
       record = json.loads(line)
-    except json.JSONDecodeError as e:
+    except ValueError as e:
       raise UserError(f"{path} line {number} is not JSON: {e}") from None
-    text = record.get(text_key) if isinstance(record, dict) else None
-    if not isinstance(text, str):
-      seen = ", ".join(record) if isinstance(record, dict) else record
+    if not isinstance(record, dict):
       raise UserError(
-        f"{path} line {number} has no text under {text_key!r} (it has: {seen});"
-        " set --config.corpus.text_key"
+        f"{path} line {number} is a JSON {type(record).__name__}; expected an "
+        f"object with text under {text_key!r}"
+      )
+    text = record.get(text_key)
+    if not isinstance(text, str):
+      raise UserError(
+        f"{path} line {number} has no text under {text_key!r} (it has: "
+        f"{', '.join(map(repr, record))}); set --config.corpus.text_key"
       )
     if document := _tidy(text):
       yield document, done
@@ -157,33 +164,62 @@ def _jsonl_documents(path, text_key):
 
 def _tidy(text):
   """Strips every line and drops the empty ones."""
+  # JSON can spell half a character ("\ud83d"), which has no UTF-8.
+  text = text.encode("utf-8", "replace").decode("utf-8")
   lines = (line.strip() for line in text.splitlines())
   return "\n".join(line for line in lines if line)
 
 
 def _tfds_source(spec, text_key):
-  import tensorflow_datasets as tfds
-
   name, _, split = spec.removeprefix("tfds:").partition(":")
   split = split or "train"
+  builder = _tfds_builder(spec, name)
+  splits = builder.info.splits
   try:
-    builder = tfds.builder(name)
-  except (tfds.core.DatasetNotFoundError, ValueError) as e:
-    raise UserError(
-      f"corpus.source {spec!r}: {str(e).splitlines()[0]}"
-    ) from None
-  if not builder.data_path.exists():
-    builder.download_and_prepare()
-  if split.partition("[")[0] not in builder.info.splits:
+    num_examples = splits[split].num_examples
+  except (KeyError, ValueError):
     raise UserError(
       f"corpus.source {spec!r} has no split {split!r}; it has: "
-      f"{', '.join(builder.info.splits)}"
-    )
+      f"{', '.join(splits)}"
+    ) from None
   key = _tfds_text_key(spec, builder.info.features, text_key)
-  num_bytes = builder.info.splits[split].num_bytes
+  # A part of a split does not know its bytes.
+  whole = splits.values()
+  share = num_examples / max(sum(s.num_examples for s in whole), 1)
+  num_bytes = int(share * sum(s.num_bytes for s in whole))
   return Source(
-    spec, num_bytes, num_bytes, lambda: _tfds_documents(builder, split, key)
+    spec,
+    num_bytes,
+    num_bytes,
+    lambda: _tfds_documents(builder, split, key, num_bytes),
   )
+
+
+def _tfds_builder(spec, name):
+  """Opens what lies in TFDS_DATA_DIR; makes it first if it is not there."""
+  import tensorflow_datasets as tfds
+  from tensorflow_datasets.core import read_only_builder
+
+  try:
+    # Needs neither the network nor the code that prepared the data set.
+    return read_only_builder.builder_from_files(name)
+  except tfds.core.DatasetNotFoundError:
+    pass
+  except ValueError as e:
+    raise UserError(f"corpus.source {spec!r}: {_first_line(e)}") from None
+  try:
+    builder = tfds.builder(name)
+    builder.download_and_prepare()
+  except Exception as e:  # anything: it is the data set's own code
+    raise UserError(
+      f"corpus.source {spec!r} is not in {tfds.core.constants.DATA_DIR} (set "
+      f"TFDS_DATA_DIR) and can't be made there: {_first_line(e)}"
+    ) from None
+  return builder
+
+
+def _first_line(error):
+  return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _tfds_text_key(spec, features, text_key):
@@ -197,7 +233,7 @@ def _tfds_text_key(spec, features, text_key):
   )
 
 
-def _tfds_documents(builder, split, key):
+def _tfds_documents(builder, split, key, num_bytes):
   """Yields documents; the bytes read are a share of the split's."""
   import tensorflow_datasets as tfds
 
@@ -209,14 +245,14 @@ def _tfds_documents(builder, split, key):
     )
   else:
     records = builder.as_data_source(split=split)
-  info = builder.info.splits[split]
+  num_examples = builder.info.splits[split].num_examples
   for number, record in enumerate(records, start=1):
     text = record[key]
     text = text.decode("utf-8") if isinstance(text, bytes) else str(text)
-    if "_START_PARAGRAPH_" in text:
+    if text.lstrip().startswith("_START_ARTICLE_"):
       text = _wiki40b_text(text)
     if document := _tidy(text):
-      yield document, info.num_bytes * number // info.num_examples
+      yield document, num_bytes * number // num_examples
 
 
 def _wiki40b_text(text):

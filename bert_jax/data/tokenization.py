@@ -1,9 +1,15 @@
 """BERT's tokenizer: normalisation, words, WordPiece."""
 
+import re
+
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+# ASCII without space and control characters, and without what may begin a
+# special token.
+_PLAIN = re.compile(r"[!-Z\\-~]*")
+_PLAIN_PARTS = re.compile(r"[0-9A-Za-z]+|[!-~]")
 
 
 def create_tokenizer(vocab, lowercase):
@@ -32,3 +38,16 @@ def create_tokenizer(vocab, lowercase):
   tokenizer.decoder = decoders.WordPiece(prefix="##")
   tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
   return tokenizer
+
+
+def split_plain(word):
+  """Cuts a word at its punctuation, where that takes no tokenizer.
+
+  Args:
+    word: str without spaces.
+
+  Returns:
+    list of str, as BERT's pre-tokenizer cuts, case kept; None for a word that
+    only the tokenizer knows how to cut.
+  """
+  return _PLAIN_PARTS.findall(word) if _PLAIN.fullmatch(word) else None

@@ -12,11 +12,16 @@ import tempfile
 
 import sentencepiece
 
-from bert_jax.data.tokenization import SPECIAL_TOKENS, create_tokenizer
+from bert_jax.data.tokenization import (
+  SPECIAL_TOKENS,
+  create_tokenizer,
+  split_plain,
+)
 from bert_jax.errors import UserError
 
 # WordPiece gives up on longer words (the original's max_input_chars_per_word).
 MAX_WORD_CHARS = 100
+MAX_VOCAB_SIZE = 65_536  # token ids take two bytes
 # Above this share of the vocabulary, the rarest characters are left out and
 # become [UNK]: a text with every Chinese character must still have words.
 MAX_ALPHABET_SHARE = 0.3
@@ -50,9 +55,15 @@ def normalize_counts(counts, lowercase):
   """
   tokenizer = create_tokenizer(SPECIAL_TOKENS, lowercase)
   by_count = collections.defaultdict(list)
-  for word, count in counts.items():
-    by_count[count].append(word)
   words = collections.Counter()
+  for word, count in counts.items():
+    parts = split_plain(word)
+    if parts is None:
+      by_count[count].append(word)
+      continue
+    for part in parts:
+      if len(part) <= MAX_WORD_CHARS:
+        words[part.lower() if lowercase else part] += count
   # Words of one count go through the tokenizer together: one call, one count.
   for count, group in by_count.items():
     for start in range(0, len(group), _WORDS_PER_CALL):
@@ -153,16 +164,24 @@ def load_vocabulary(path):
     list of tokens.
 
   Raises:
-    UserError: a missing file, missing special tokens or repeated ones.
+    UserError: a file that can't be read, missing special tokens, repeated
+      tokens or too many of them.
   """
   try:
     with open(path, encoding="utf-8", newline="\n") as f:
       vocab = f.read().removesuffix("\n").replace("\r", "").split("\n")
-  except FileNotFoundError:
-    raise UserError(f"corpus.vocab_file {str(path)!r} is not there") from None
+  except (OSError, UnicodeDecodeError) as e:
+    raise UserError(f"vocabulary {path} can't be read: {e}") from None
   missing = [token for token in SPECIAL_TOKENS if token not in vocab]
   if missing:
-    raise UserError(f"{path} lacks {', '.join(missing)}; is it a WordPiece?")
+    raise UserError(
+      f"{path} lacks {', '.join(missing)}; expected a WordPiece vocabulary, "
+      "one token a line"
+    )
+  if len(vocab) > MAX_VOCAB_SIZE:
+    raise UserError(
+      f"{path} has {len(vocab)} tokens; expected at most {MAX_VOCAB_SIZE}"
+    )
   if len(set(vocab)) < len(vocab):
     repeated = collections.Counter(vocab).most_common(1)[0][0]
     raise UserError(f"{path} lists {repeated!r} more than once")

@@ -1,0 +1,1 @@
+"""Tests; `bash launch/test.sh` runs them."""
