@@ -246,6 +246,7 @@ def _show(bar, row, num_steps, clock):
     )
   else:
     bar.set_postfix(
+      loss=f"{row['loss']:.3f}",
       mlm=f"{row['mlm_loss']:.3f}",
       mlm_acc=f"{row['mlm_accuracy']:.3f}",
       nsp_acc=f"{row['nsp_accuracy']:.3f}",
