@@ -26,7 +26,7 @@ class Run:
 
   Attributes:
     config: the run's settings.
-    corpus: `Corpus`.
+    corpus: `Corpus`; None for a run that is planned only.
     mesh: `jax.sharding.Mesh`.
     bert_config: `BertConfig`.
     masking_vocab: `MaskingVocab`.
@@ -34,7 +34,7 @@ class Run:
   """
 
   config: ml_collections.ConfigDict
-  corpus: Corpus
+  corpus: Corpus | None
   mesh: jax.sharding.Mesh
   bert_config: BertConfig
   masking_vocab: MaskingVocab
@@ -71,7 +71,30 @@ def create_run(config, corpus):
   Raises:
     UserError: the settings do not fit the devices.
   """
-  mesh = partitioning.create_mesh(config.mesh)
+  return _create_run(config, corpus.vocab, jax.devices(), corpus)
+
+
+def create_planned_run(config, devices):
+  """Builds a run without text, to compile for devices that nobody holds.
+
+  Args:
+    config: validated settings; `corpus.vocab_size` tokens are made up.
+    devices: list of jax devices, real or described.
+
+  Returns:
+    `Run` without a corpus.
+
+  Raises:
+    UserError: the settings do not fit the devices.
+  """
+  special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+  ordinary = range(config.corpus.vocab_size - len(special))
+  vocab = special + [f"token{i}" for i in ordinary]
+  return _create_run(config, vocab, devices, None)
+
+
+def _create_run(config, vocab, devices, corpus):
+  mesh = partitioning.create_mesh(config.mesh, devices)
   for name in PHASES:
     phase = config[name]
     if phase.num_steps:
@@ -81,8 +104,8 @@ def create_run(config, corpus):
     config=config,
     corpus=corpus,
     mesh=mesh,
-    bert_config=create_bert_config(config, len(corpus.vocab)),
-    masking_vocab=create_masking_vocab(corpus.vocab),
+    bert_config=create_bert_config(config, len(vocab)),
+    masking_vocab=create_masking_vocab(vocab),
     optimizer=create_optimizer(config.optimizer, num_train_steps(config)),
   )
 
@@ -119,6 +142,23 @@ def abstract_sharded_state(run):
     shapes,
     shardings,
   )
+
+
+def abstract_batch(run, name):
+  """Returns shapes and shardings of a batch of phase `name`."""
+  phase = run.config[name]
+  sharding = partitioning.batch_sharding(run.mesh)
+
+  def rows(dtype, *shape):
+    shape = (phase.batch_size, *shape)
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+  return {
+    "input_ids": rows("uint16", phase.max_seq_length),
+    "a_length": rows("int32"),
+    "length": rows("int32"),
+    "next_sentence_labels": rows("int32"),
+  }
 
 
 def _state_creator(run):
