@@ -35,7 +35,6 @@ def hashed_keep(key, rate, shape):
 
   Two rounds of multiply and shift an entry, where Threefry takes twenty: so
   few that the compiler hashes again in the backward pass and stores no mask.
-  GAIN
 
   The rounds are those of Wellons' lowbias32 (2018, "Prospecting for Hash
   Functions"), with words of the key and the row between them: rows of two
