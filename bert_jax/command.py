@@ -16,10 +16,15 @@ from bert_jax.errors import UserError
 
 def define_config_flags():
   """Defines `--config=FILE --config.a.b=value` and `--workdir=DIR`."""
+  define_config_flag()
+  define_workdir_flag()
+
+
+def define_config_flag():
+  """Defines `--config=FILE --config.a.b=value`."""
   config_flags.DEFINE_config_file(
     "config", None, "Settings, such as configs/bert_base.py.", lock_config=True
   )
-  define_workdir_flag()
 
 
 def define_workdir_flag():
@@ -39,6 +44,15 @@ def config_and_workdir():
   Raises:
     UserError: one of them was not given.
   """
+  return config(), workdir()
+
+
+def config():
+  """Returns the settings of the command line, a ConfigDict.
+
+  Raises:
+    UserError: there is no such file, or none was given.
+  """
   if flags.FLAGS.config is None:
     raise UserError("--config is missing; expected a file of configs/")
   try:
@@ -49,7 +63,7 @@ def config_and_workdir():
       f"--config={path} is not there; expected a Python file such as "
       "configs/bert_base.py"
     ) from None
-  return flags.FLAGS.config, workdir()
+  return flags.FLAGS.config
 
 
 def workdir():

@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from bert_jax.dropout import dropout
+
 # Rows of the embedding table come in multiples of a TPU's 128 lanes.
 VOCAB_MULTIPLE = 128
 
@@ -80,23 +82,6 @@ def segment_inputs(a_length, length, max_length):
   return in_b.astype(jnp.int32), attention_mask
 
 
-def dropout(x, rate, key):
-  """Zeroes entries at random and scales the others up to keep the mean.
-
-  Args:
-    x: float, any shape.
-    rate: probability of a zero, 0 <= rate < 1.
-    key: PRNG key, or None for no dropout.
-
-  Returns:
-    Like `x`.
-  """
-  if key is None or rate == 0:
-    return x
-  keep = jax.random.bernoulli(key, 1 - rate, x.shape)
-  return jnp.where(keep, x / (1 - rate), 0)
-
-
 def dot_product_attention(
   query, key, value, attention_mask, dropout_rate, dropout_key
 ):
@@ -122,6 +107,36 @@ def dot_product_attention(
   probs = nn.softmax(scores, axis=-1).astype(value.dtype)
   probs = dropout(probs, dropout_rate, dropout_key)
   return jnp.einsum("BNLM,BMNH->BLNH", probs, value)
+
+
+@jax.custom_vjp
+def look_up(table, ids):
+  """Takes rows of an embedding table.
+
+  As `table[ids]` and its gradient in float32, also where the table is rounded:
+  the gradients of a frequent token add up before they are rounded.
+
+  Args:
+    table: float [V, D].
+    ids: int32 [B, L].
+
+  Returns:
+    float32 [B, L, D].
+  """
+  return table[ids].astype(jnp.float32)
+
+
+def _look_up_forward(table, ids):
+  return look_up(table, ids), (table, ids)
+
+
+def _look_up_backward(residuals, grad):
+  table, ids = residuals
+  total = jnp.zeros(table.shape, jnp.float32).at[ids].add(grad)
+  return total.astype(table.dtype), None
+
+
+look_up.defvjp(_look_up_forward, _look_up_backward)
 
 
 def create_layer_norm(config):
@@ -241,7 +256,7 @@ class BertEmbeddings(nn.Module):
     # a slow scatter in the gradient.
     types = nn.one_hot(token_type_ids, self.config.type_vocab_size)
     x = (
-      self.word_embeddings[input_ids]
+      look_up(self.word_embeddings, input_ids)
       + self.position_embeddings[None, : input_ids.shape[1]]
       + jnp.einsum("BLT,TD->BLD", types, self.token_type_embeddings)
     )

@@ -109,6 +109,7 @@ def _write_corpus(config, found, settings, directory):
   with contextlib.closing(
     corpus_lib.CorpusWriter(directory, settings)
   ) as writer:
+    done_before = writer.num_text_bytes
     if writer.num_chunks:
       done = f"{writer.num_chunks:,} chunks"
       print(f"corpus: continuing in {directory} after {done}")
@@ -126,7 +127,7 @@ def _write_corpus(config, found, settings, directory):
   corpus_lib.write_json(directory / "report.json", report)
   corpus_lib.commit(directory, manifest)
   print_report(report)
-  megabytes = manifest["num_text_bytes"] / 1e6
+  megabytes = (manifest["num_text_bytes"] - done_before) / 1e6
   print(
     f"corpus: {megabytes:,.1f} MB of text in {written - started:,.1f} s "
     f"(vocabulary {counted - started:,.1f} s, tokens {written - counted:,.1f} "

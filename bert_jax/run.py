@@ -11,6 +11,7 @@ from bert_jax import workdir as workdir_lib
 from bert_jax.config import num_train_steps
 from bert_jax.data.corpus import Corpus, open_corpus, split_documents
 from bert_jax.data.examples import Examples
+from bert_jax.data.tokenization import SPECIAL_TOKENS
 from bert_jax.masking import MaskingVocab, create_masking_vocab
 from bert_jax.modeling import BertConfig, create_bert_config, create_params
 from bert_jax.optimizer import create_optimizer
@@ -26,7 +27,7 @@ class Run:
 
   Attributes:
     config: the run's settings.
-    corpus: `Corpus`.
+    corpus: `Corpus`; None for a run that is planned only.
     mesh: `jax.sharding.Mesh`.
     bert_config: `BertConfig`.
     masking_vocab: `MaskingVocab`.
@@ -34,7 +35,7 @@ class Run:
   """
 
   config: ml_collections.ConfigDict
-  corpus: Corpus
+  corpus: Corpus | None
   mesh: jax.sharding.Mesh
   bert_config: BertConfig
   masking_vocab: MaskingVocab
@@ -71,21 +72,44 @@ def create_run(config, corpus):
   Raises:
     UserError: the settings do not fit the devices.
   """
+  return _create_run(config, corpus.vocab, jax.devices(), corpus)
+
+
+def create_planned_run(config, devices):
+  """Builds a run without text, to compile for devices that nobody holds.
+
+  Args:
+    config: validated settings; `corpus.vocab_size` tokens are made up.
+    devices: list of jax devices, real or described.
+
+  Returns:
+    `Run` without a corpus.
+
+  Raises:
+    UserError: the settings do not fit the devices.
+  """
+  ordinary = range(config.corpus.vocab_size - len(SPECIAL_TOKENS))
+  vocab = [*SPECIAL_TOKENS, *(f"token{i}" for i in ordinary)]
+  return _create_run(config, vocab, devices, None)
+
+
+def _create_run(config, vocab, devices, corpus):
   return Run(
     config=config,
     corpus=corpus,
-    mesh=create_mesh(config),
-    bert_config=create_bert_config(config, len(corpus.vocab)),
-    masking_vocab=create_masking_vocab(corpus.vocab),
+    mesh=create_mesh(config, devices),
+    bert_config=create_bert_config(config, len(vocab)),
+    masking_vocab=create_masking_vocab(vocab),
     optimizer=create_optimizer(config.optimizer, num_train_steps(config)),
   )
 
 
-def create_mesh(config):
-  """Arranges all devices for a run.
+def create_mesh(config, devices=None):
+  """Arranges devices for a run.
 
   Args:
     config: validated settings.
+    devices: list of jax devices; all of them by default.
 
   Returns:
     `jax.sharding.Mesh`.
@@ -93,7 +117,7 @@ def create_mesh(config):
   Raises:
     UserError: the mesh or a batch does not fit the devices.
   """
-  mesh = partitioning.create_mesh(config.mesh)
+  mesh = partitioning.create_mesh(config.mesh, devices)
   for name in PHASES:
     phase = config[name]
     if phase.num_steps:
@@ -134,6 +158,23 @@ def abstract_sharded_state(run):
     shapes,
     shardings,
   )
+
+
+def abstract_batch(run, name):
+  """Returns shapes and shardings of a batch of phase `name`."""
+  phase = run.config[name]
+  sharding = partitioning.batch_sharding(run.mesh)
+
+  def rows(dtype, *shape):
+    shape = (phase.batch_size, *shape)
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+  return {
+    "input_ids": rows("uint16", phase.max_seq_length),
+    "a_length": rows("int32"),
+    "length": rows("int32"),
+    "next_sentence_labels": rows("int32"),
+  }
 
 
 def _state_creator(run):

@@ -40,18 +40,24 @@ def make_train_step(
     `metrics` is a dict of float32 scalars.
   """
   schedule = create_schedule(config.optimizer, num_steps)
+  weights_of, share_gradients = partitioning.make_gather_and_scatter(
+    mesh, state.params, bert_config.dtype
+  )
 
   def train_step(state, batch):
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
     mask_key, dropout_key = jax.random.split(key)
     inputs = make_inputs(config, phase, masking_vocab, mask_key, batch)
+    # Differentiated at the weights that the model computes with, so that a
+    # gradient crosses the links in their dtype.
     grads, sums = _accumulate_gradients(
       bert_config,
-      state.params,
+      weights_of(state.params),
       inputs,
       dropout_key,
       config.optimizer.grad_accumulation,
     )
+    grads = share_gradients(grads)
     metrics = mean_metrics(sums)
     metrics["learning_rate"] = schedule(state.step)
     metrics["grad_norm"] = optax.tree.norm(grads)
@@ -66,6 +72,7 @@ def make_train_step(
     in_shardings=(state_shardings, partitioning.batch_sharding(mesh)),
     out_shardings=(state_shardings, None),
     donate_argnums=0,
+    compiler_options=partitioning.compiler_options(mesh),
   )
 
 

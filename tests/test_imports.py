@@ -14,7 +14,15 @@ MODULES = sorted(
   if path.stem != "__init__"
 )
 # Files that a reader can understand without any other of ours.
-PURE = {"modeling", "masking", "losses", "optimizer", "flops", "train_state"}
+PURE = {
+  "modeling",
+  "dropout",
+  "masking",
+  "losses",
+  "optimizer",
+  "flops",
+  "train_state",
+}
 
 
 def _imports(module):

@@ -438,3 +438,15 @@ def test_settings_become_the_architecture():
 )
 def test_vocabulary_is_padded_to_lanes(vocab_size, padded):
   assert BertConfig(vocab_size=vocab_size).padded_vocab_size == padded
+
+
+def test_looking_up_a_rounded_table_adds_gradients_before_rounding():
+  """256 times 1 + 1/128 in bfloat16 steps would stop growing."""
+  table = np.zeros((4, 2), "bfloat16")
+  ids = np.full((16, 16), 3)
+  grad = jax.grad(
+    lambda table: (modeling.look_up(table, ids) * (1 + 2**-7)).sum()
+  )(jnp.asarray(table))
+  assert grad.dtype == table.dtype
+  np.testing.assert_array_equal(grad[3], np.full(2, 258, "bfloat16"))
+  assert not np.asarray(grad[:3]).any()

@@ -44,7 +44,7 @@ def test_a_parameter_outside_the_table_is_named():
 
 
 def test_model_parallelism_splits_heads_feed_forward_and_vocabulary():
-  params = partitioning.param_shardings(_mesh(2, 2, 4), _abstract_params())
+  params = partitioning.gathered_shardings(_mesh(2, 2, 4), _abstract_params())
   layer = params["bert"]["encoder"]["layer_0"]
   specs = {
     "words": params["bert"]["embeddings"]["word_embeddings"].spec,
@@ -64,7 +64,7 @@ def test_model_parallelism_splits_heads_feed_forward_and_vocabulary():
   }
 
 
-def test_moments_are_split_over_the_data_axis_and_weights_are_not():
+def test_weights_and_moments_are_split_over_the_data_axis_between_steps():
   params = _abstract_params()
   optimizer = create_optimizer(default_config().optimizer, 100_000)
   state = jax.eval_shape(lambda p: create_train_state(p, optimizer), params)
@@ -79,9 +79,10 @@ def test_moments_are_split_over_the_data_axis_and_weights_are_not():
     return sum(jax.tree.leaves(sizes))
 
   whole = sum(leaf.size * 4 for leaf in jax.tree.leaves(params))
-  assert bytes_on_one_device(params, shardings.params) == whole
+  kept = bytes_on_one_device(params, shardings.params)
+  assert kept < whole / 16 * 1.05
   moments = bytes_on_one_device(state.opt_state, shardings.opt_state)
-  assert moments < 2 * whole / 16 * 1.01
+  assert moments < 2 * whole / 16 * 1.05
 
 
 @pytest.mark.parametrize("sizes", [(3, 1, 1), (-1, 3, 1), (4, 4, 4)])

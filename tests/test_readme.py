@@ -41,7 +41,7 @@ def test_every_command_exists_with_its_flags(page, module, arguments):
     if flag.startswith("config."):
       assert flag.removeprefix("config.") in keys
     elif flag == "config":
-      assert "define_config_flags" in source
+      assert "define_config_flag" in source
       if value.startswith("configs/"):
         assert (ROOT / value).is_file()
     elif flag in ("workdir", "step"):

@@ -20,6 +20,12 @@ VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"] + [
 NUM_STEPS = 20
 
 
+@pytest.fixture(autouse=True)
+def _split_small_matrices(monkeypatch):
+  """As the large ones of a real model are."""
+  monkeypatch.setattr(partitioning, "MIN_SPLIT_SIZE", 64)
+
+
 def _config(**overrides):
   config = default_config()
   config.update_from_flattened_dict(
@@ -86,18 +92,21 @@ def _start(config, mesh_sizes, num_devices):
 
 
 @functools.cache
-def _curve(mesh_sizes, num_devices, accumulation=1, dropout=0.1, num_steps=4):
+def _curve(
+  mesh_sizes, num_devices, accumulation=1, dropout=0.1, dtype="float32"
+):
   """Returns the metrics of the first steps and the parameters after them."""
   config = _config(
     **{
       "optimizer.grad_accumulation": accumulation,
       "model.hidden_dropout_prob": dropout,
       "model.attention_probs_dropout_prob": dropout,
+      "model.dtype": dtype,
     }
   )
   state, train_step, mesh = _start(config, mesh_sizes, num_devices)
   rows = []
-  for step in range(num_steps):
+  for step in range(4):
     batch = partitioning.global_batch(mesh, _batch(config, step))
     state, metrics = train_step(state, batch)
     rows.append({k: float(v) for k, v in metrics.items()})
@@ -112,6 +121,17 @@ def test_the_same_seed_gives_the_same_curve_on_every_mesh(mesh_sizes):
   for a, b in zip(alone, spread, strict=True):
     for name in a:
       np.testing.assert_allclose(b[name], a[name], rtol=1e-5, err_msg=name)
+
+
+def test_weights_rounded_once_train_as_float32_does(monkeypatch):
+  """A TPU's way of sharing weights differs by bfloat16's rounding alone."""
+  plain, _ = _curve((1, 1, 1), 1, dropout=0.0)
+  monkeypatch.setattr(partitioning, "is_tpu", lambda mesh: True)
+  monkeypatch.setattr(partitioning, "TPU_OPTIONS", {})
+  rounded, params = _curve((16, 1, 1), 16, dropout=0.0, dtype="bfloat16")
+  for a, b in zip(plain, rounded, strict=True):
+    assert b["loss"] == pytest.approx(a["loss"], rel=5e-3)
+  assert {x.dtype for x in jax.tree.leaves(params)} == {np.dtype("float32")}
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch():

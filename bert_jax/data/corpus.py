@@ -100,11 +100,16 @@ def open_written(directory, manifest):
       )
   return Corpus(
     vocab=load_vocabulary(directory / "vocab.txt"),
-    tokens=np.memmap(directory / "tokens.bin", np.uint16, "r"),
-    sentence_starts=np.memmap(directory / "sentences.bin", np.uint32, "r"),
+    tokens=_map_file(directory / "tokens.bin", np.uint16),
+    sentence_starts=_map_file(directory / "sentences.bin", np.uint32),
     documents=np.load(directory / "documents.npy"),
     manifest=manifest,
   )
+
+
+def _map_file(path, dtype):
+  # As a plain array: np.memmap's own indexing costs more than the look-up.
+  return np.asarray(np.memmap(path, dtype, "r"))
 
 
 def load_manifest(directory):
@@ -182,6 +187,11 @@ class CorpusWriter:
   def num_chunks(self):
     """int, chunks of text that are in already."""
     return self._progress["num_chunks"]
+
+  @property
+  def num_text_bytes(self):
+    """int, UTF-8 bytes of the text that is in already."""
+    return self._progress["num_text_bytes"]
 
   def append(self, encoded):
     """Adds the next chunk, an `EncodedDocuments`."""

@@ -8,18 +8,23 @@ How example `i` is found, all of it vectorised over a batch:
 
 1. Lay the documents end to end, each stretched to at least one full span of
    `max_seq_length - 3` tokens, and place a point every span, at an offset
-   drawn anew for every pass over the corpus. The i-th point, in the order of a
-   keyed permutation, is where the passage of example `i` is centred.
-2. The passage starts at a sentence, stays in its document, and runs to the end
-   of the sentence that fills the length; one in ten gets a shorter target.
-3. A sentence boundary drawn inside the passage parts A from B. For half of the
-   examples B is then replaced: by text from the boundary of a passage around a
-   point drawn uniformly over the tokens of all OTHER documents. A is chosen
-   before the label is, so nothing about A tells the label.
+   drawn anew for every pass over the corpus. Example `i` belongs to the i-th
+   point, in the order of a keyed permutation.
+2. The end of the point's sentence parts A from B: A is what precedes it, B what
+   follows. How much of the length goes to A is drawn; one example in ten aims
+   at less than the length. Both run to whole sentences.
+3. For half of the examples B is replaced: by text from a sentence that follows
+   a point drawn uniformly over the tokens of all OTHER documents, as long as
+   the true B. All else is chosen before the label is, so neither A nor the
+   lengths tell it.
 4. What is too long is cut from the longer side, at its front or its back.
+
+Where a sentence is so long that text in it would be out of reach, A and B are
+parted amid it, and a random B begins amid a sentence too.
 """
 
 import dataclasses
+import math
 import zlib
 
 import numpy as np
@@ -29,6 +34,7 @@ SHORT_PROBABILITY = 0.1
 NUM_SPECIAL_TOKENS = 3  # [CLS] A [SEP] B [SEP]
 _MIN_TARGET_TOKENS = 2  # one for A, one for B
 _FEISTEL_ROUNDS = 4
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +77,7 @@ class Examples:
     self._corpus = corpus
     self._cls_id = corpus.vocab.index("[CLS]")
     self._sep_id = corpus.vocab.index("[SEP]")
-    self._key = _mix(np.uint64(seed), np.uint64(stream))
+    self._key = _mix(np.uint64(seed % 2**64), np.uint64(stream))
     self._span = max_seq_length - NUM_SPECIAL_TOKENS
     stretched = np.maximum(documents["num_tokens"], self._span)
     self._stretched_ends = np.cumsum(stretched)
@@ -132,23 +138,21 @@ class Examples:
     draw = _Draw(self._key, indices)
     target, is_short = self._targets(draw)
     a_document, point = self._points(indices)
-    start, boundary = self._passage(a_document, point, target, draw)
-    is_random = draw.uniform("label") < 0.5
-    a_length = boundary - start
-    b_document, b_start = self._random_boundary(
-      a_document, target, target - a_length, draw
+    boundary, is_amid = self._boundary(a_document, point)
+    a_length, b_wanted = self._shares(a_document, boundary, target, draw)
+    b_document, b_start = self._random_start(
+      a_document, b_wanted, is_amid, draw
     )
+    is_random = draw.uniform("label") < 0.5
     b_document = np.where(is_random, b_document, a_document)
     b_start = np.where(is_random, b_start, boundary)
-    b_length = self._length_to_sentence_end(
-      b_document, b_start, target - a_length
-    )
+    b_length = self._length_to_sentence_end(b_document, b_start, b_wanted)
     a_cut, b_cut = _excess(a_length, b_length, target)
     a_front = np.where(draw.uniform("cut a") < 0.5, a_cut, 0)
     b_front = np.where(draw.uniform("cut b") < 0.5, b_cut, 0)
     document_start = self.documents["start"]
     return Pairs(
-      a_start=document_start[a_document] + start + a_front,
+      a_start=document_start[a_document] + boundary - a_length + a_front,
       a_length=a_length - a_cut,
       b_start=document_start[b_document] + b_start + b_front,
       b_length=b_length - b_cut,
@@ -168,7 +172,7 @@ class Examples:
     return np.where(is_short, shorter, self._span), is_short
 
   def _points(self, indices):
-    """Returns each example's document and the point its passage is around."""
+    """Returns each example's document and a token of it, the point."""
     number_of_pass, number = np.divmod(indices, self.examples_per_pass)
     key = _mix(self._key, number_of_pass.astype(np.uint64))
     number = _permute(number.astype(np.uint64), self.examples_per_pass, key)
@@ -177,15 +181,60 @@ class Examples:
       self._num_stretched
     )
     document = np.searchsorted(self._stretched_ends, place, side="right")
-    return document, place - self._stretched_starts[document]
+    start, end = (
+      self._stretched_starts[document],
+      self._stretched_ends[document],
+    )
+    num_tokens = self.documents["num_tokens"][document]
+    return document, (place - start) * num_tokens // (end - start)
 
-  def _random_boundary(self, a_document, target, wanted, draw):
+  def _boundary(self, document, point):
+    """Returns where B begins, and whether that is amid a sentence.
+
+    Args:
+      document: int64 [B].
+      point: int64 [B], in tokens from the document's start.
+
+    Returns:
+      (boundary int64 [B], from 1 to the document's last token; bool [B]).
+    """
+    last = self.documents["num_sentences"][document] - 1
+    following = np.minimum(self._sentence_at(document, point) + 1, last)
+    boundary = self._sentence_start(document, following)
+    too_far = np.abs(boundary - point) > self._span // 2
+    is_amid = too_far | (boundary == 0)
+    amid = np.clip(point, 1, self.documents["num_tokens"][document] - 1)
+    return np.where(is_amid, amid, boundary), is_amid
+
+  def _shares(self, document, boundary, target, draw):
+    """Draws how the length is shared; A runs back to a sentence's start.
+
+    Args:
+      document: int64 [B].
+      boundary: int64 [B], where A ends.
+      target: int64 [B], tokens of A and B together.
+      draw: `_Draw`.
+
+    Returns:
+      (tokens of A, tokens B should have) int64 [B].
+    """
+    behind = self.documents["num_tokens"][document] - boundary
+    drawn = 1 + draw.integer("share", target - 1)
+    wanted = np.minimum(np.maximum(drawn, target - behind), boundary)
+    start = boundary - wanted
+    sentence_start = self._sentence_start(
+      document, self._sentence_at(document, start)
+    )
+    start = np.where(start - sentence_start > self._span, start, sentence_start)
+    return boundary - start, np.minimum(target - wanted, behind)
+
+  def _random_start(self, a_document, wanted, is_amid, draw):
     """Draws where a random B starts, in any document but the example's own.
 
     Args:
       a_document: int64 [B], documents to stay out of.
-      target: int64 [B], tokens of the passage around the place drawn.
       wanted: int64 [B], tokens that B should have.
+      is_amid: bool [B], whether B is to start amid a sentence.
       draw: `_Draw`.
 
     Returns:
@@ -197,46 +246,15 @@ class Examples:
     place = draw.integer("random place", self.num_tokens - own)
     place = np.where(place < own_start, place, place + own)
     document = np.searchsorted(self._token_ends, place, side="right")
-    point = place - (
-      self._token_ends[document] - self.documents["num_tokens"][document]
-    )
-    _, boundary = self._passage(document, point, target, draw.again())
-    latest = np.maximum(self.documents["num_tokens"][document] - wanted, 0)
+    num_tokens = self.documents["num_tokens"][document]
+    point = place - (self._token_ends[document] - num_tokens)
+    latest = np.maximum(num_tokens - wanted, 0)
+    boundary, _ = self._boundary(document, point)
     at_latest = self._sentence_start(
       document, self._sentence_at(document, latest)
     )
-    return document, np.where(boundary <= latest, boundary, at_latest)
-
-  def _passage(self, document, point, target, draw):
-    """Lays a passage around a point and draws the boundary inside it.
-
-    Args:
-      document: int64 [B].
-      point: int64 [B], in tokens from the document's start.
-      target: int64 [B], tokens wanted.
-      draw: `_Draw`.
-
-    Returns:
-      (start, boundary) int64 [B], in tokens from the document's start, with
-      start < boundary.
-    """
-    num_tokens = self.documents["num_tokens"][document]
-    latest = np.maximum(num_tokens - target, 0)
-    wanted = np.clip(point - target // 2, 0, latest)
-    first = self._sentence_at(document, wanted)
-    start = self._sentence_start(document, first)
-    end = np.minimum(start + target, num_tokens)
-    last = self._sentence_at(document, end - 1)
-    choices = last - first
-    chosen = first + 1 + draw.integer("boundary", np.maximum(choices, 1))
-    boundary = self._sentence_start(document, np.minimum(chosen, last))
-    # A passage of one sentence is parted between any two of its tokens.
-    within = (
-      start
-      + 1
-      + draw.integer("boundary within", np.maximum(end - start - 1, 1))
-    )
-    return start, np.where(choices > 0, boundary, within)
+    start = np.where(boundary <= latest, boundary, at_latest)
+    return document, np.where(is_amid, np.minimum(point, latest), start)
 
   def _sentence_start(self, document, sentence):
     """Returns the first token of a document's n-th sentence, int64 [B]."""
@@ -260,10 +278,11 @@ class Examples:
     end = np.minimum(start + wanted, num_tokens)
     following = self._sentence_at(document, end - 1) + 1
     at = np.minimum(following, num_sentences - 1)
-    end = np.where(
+    sentence_end = np.where(
       following < num_sentences, self._sentence_start(document, at), num_tokens
     )
-    return end - start
+    # A cut must not part A from B by more than a span.
+    return np.where(sentence_end - end > self._span, end, sentence_end) - start
 
 
 def _excess(a_length, b_length, target):
@@ -281,15 +300,8 @@ def _excess(a_length, b_length, target):
 class _Draw:
   """Random numbers that depend on a key, an index and a name only."""
 
-  def __init__(self, key, indices, round_number=0):
-    self._key = key
-    self._indices = indices
-    self._round = round_number
-    self._base = _mix(key, indices.astype(np.uint64), np.uint64(round_number))
-
-  def again(self):
-    """Returns draws independent of these under the same names."""
-    return _Draw(self._key, self._indices, self._round + 1)
+  def __init__(self, key, indices):
+    self._base = _mix(key, indices.astype(np.uint64))
 
   def uniform(self, name):
     """Returns float64 [B] in [0, 1)."""
@@ -305,23 +317,29 @@ class _Draw:
 
 
 def _mix(*words):
-  """Hashes uint64 words (arrays broadcast) with splitmix64's finaliser.
+  """Hashes uint64 words; arrays broadcast, and the result is an array."""
+  state = np.zeros(1, np.uint64)
+  for word in words:
+    state = _finalise((state ^ word) + _GAMMA)
+  return state
+
+
+def _finalise(state):
+  """Scrambles uint64 arrays one to one, as splitmix64 ends.
 
   Source: Steele, Lea and Flood, "Fast splittable pseudorandom number
   generators", 2014.
   """
-  state = np.uint64(0x9E3779B97F4A7C15)
-  with np.errstate(over="ignore"):
-    for word in words:
-      state = (state ^ word) * np.uint64(0x9E3779B97F4A7C15)
-      state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-      state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-      state = state ^ (state >> np.uint64(31))
-  return state
+  state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+  state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+  return state ^ (state >> np.uint64(31))
 
 
 def _permute(numbers, size, key):
   """Permutes [0, size) by a keyed Feistel network with cycle walking.
+
+  The numbers are cells of a table of about sqrt(size) rows and columns, so
+  that few fall outside and walk on.
 
   Args:
     numbers: uint64 [B], each below `size`.
@@ -331,15 +349,17 @@ def _permute(numbers, size, key):
   Returns:
     uint64 [B], each below `size`; a bijection for each key.
   """
-  half_bits = np.uint64(max(1, (int(size - 1).bit_length() + 1) // 2))
-  low_mask = (np.uint64(1) << half_bits) - np.uint64(1)
-  numbers, size = numbers.copy(), np.uint64(size)
-  outside = np.ones(len(numbers), bool)
-  while np.any(outside):
-    left, right = numbers >> half_bits, numbers & low_mask
-    for i in range(_FEISTEL_ROUNDS):
-      left, right = right, left ^ (_mix(key, right, np.uint64(i)) & low_mask)
-    walked = (left << half_bits) | right
-    numbers = np.where(outside, walked, numbers)
-    outside &= numbers >= size
+  rows = np.uint64(math.isqrt(size - 1) + 1)
+  columns = np.uint64(-(-size // int(rows)))
+  numbers = numbers.copy()
+  outside = np.arange(len(numbers))
+  while len(outside):
+    row, column = np.divmod(numbers[outside], columns)
+    round_key = key[outside]
+    for _ in range(_FEISTEL_ROUNDS // 2):
+      row = (row + _mix(round_key, column) % rows) % rows
+      column = (column + _mix(round_key, row) % columns) % columns
+      round_key = round_key + _GAMMA
+    numbers[outside] = walked = row * columns + column
+    outside = outside[walked >= size]
   return numbers

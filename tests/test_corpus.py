@@ -1,0 +1,299 @@
+"""The corpus on disk: read back, split, continued after a kill."""
+
+import hashlib
+import json
+import random
+
+import numpy as np
+import pytest
+
+from bert_jax.data import corpus as corpus_lib
+from bert_jax.data.encoding import EncodedDocuments, hash_text
+from bert_jax.data.tokenization import SPECIAL_TOKENS
+from bert_jax.errors import UserError
+
+SETTINGS = {"source": "made up", "vocab_size": 200}
+
+
+def _draw_documents(num_documents, seed=0):
+  """Returns documents as lists of sentences, lists of ids; some repeat."""
+  rng = random.Random(seed)
+  documents = []
+  for _ in range(num_documents):
+    if documents and rng.random() < 0.1:
+      documents.append(rng.choice(documents))
+      continue
+    documents.append(
+      [
+        [rng.randrange(5, 200) for _ in range(rng.randint(1, 12))]
+        for _ in range(rng.choice([0, 1, 1, 2, 5, 9]))
+      ]
+    )
+  return documents
+
+
+def _encode(documents):
+  """Packs documents as the encoder does, without text or tokenizer."""
+  sentences = [sentence for document in documents for sentence in document]
+  return EncodedDocuments(
+    tokens=np.array([t for s in sentences for t in s], np.uint16),
+    sentence_lengths=np.array([len(s) for s in sentences], np.uint32),
+    document_sentences=np.array([len(d) for d in documents], np.uint32),
+    hashes=np.array(
+      [hash_text(repr(d).encode()) for d in documents], np.uint64
+    ),
+    num_bytes=10 * len(documents),
+  )
+
+
+def _write_vocabulary(directory):
+  tokens = [*SPECIAL_TOKENS, *(f"t{i}" for i in range(195))]
+  (directory / "vocab.txt").write_text("\n".join(tokens) + "\n")
+
+
+def _write(directory, chunks, settings=None):
+  """Writes a corpus from where it was left to its end."""
+  writer = corpus_lib.CorpusWriter(directory, settings or SETTINGS)
+  if writer.num_chunks == 0:
+    _write_vocabulary(directory)
+  for chunk in chunks[writer.num_chunks :]:
+    writer.append(_encode(chunk))
+  manifest = writer.finish()
+  corpus_lib.commit(directory, manifest)
+  return corpus_lib.open_corpus(directory)
+
+
+def _chunks(documents, size=7):
+  return [documents[i : i + size] for i in range(0, len(documents), size)]
+
+
+def _read_back(corpus):
+  """Returns the documents of a corpus as lists of sentences."""
+  found = []
+  for record in corpus.documents:
+    start, end = record["start"], record["start"] + record["num_tokens"]
+    first = record["first_sentence"]
+    starts = corpus.sentence_starts[first : first + record["num_sentences"]]
+    sentences = np.split(corpus.tokens[start:end], starts[1:])
+    found.append([sentence.tolist() for sentence in sentences])
+  return found
+
+
+def test_what_is_written_is_read_back(tmp_path):
+  """First of its kind, of two tokens or more, in order; the rest counted."""
+  documents = _draw_documents(300)
+  corpus = _write(tmp_path, _chunks(documents))
+  usable = [d for d in documents if sum(map(len, d)) >= 2]
+  expected = []
+  for document in usable:
+    if document not in expected:
+      expected.append(document)
+  assert _read_back(corpus) == expected
+  manifest = corpus.manifest
+  assert manifest["num_documents"] == len(expected)
+  assert manifest["num_duplicate_documents"] == len(usable) - len(expected) > 9
+  assert manifest["num_short_documents"] == len(documents) - len(usable) > 9
+  assert manifest["num_sentences"] == sum(map(len, expected))
+  assert manifest["num_tokens"] == sum(len(s) for d in expected for s in d)
+  assert manifest["num_text_bytes"] == 3000
+  assert len(corpus.vocab) == 200
+  assert {path.name for path in tmp_path.iterdir()} == {
+    "tokens.bin",
+    "sentences.bin",
+    "documents.npy",
+    "vocab.txt",
+    "manifest.json",
+  }
+
+
+def test_how_documents_are_chunked_changes_no_byte(tmp_path):
+  documents = _draw_documents(200)
+  digests = set()
+  for size in (1, 13, 200):
+    directory = tmp_path / str(size)
+    _write(directory, _chunks(documents, size))
+    digests.add(_digest(directory))
+  assert len(digests) == 1
+
+
+def _digest(directory):
+  content = [
+    path.name.encode() + path.read_bytes()
+    for path in sorted(directory.iterdir())
+  ]
+  return hashlib.sha256(b"\x00".join(content)).hexdigest()
+
+
+def test_a_killed_writer_goes_on_to_the_same_bytes(tmp_path):
+  """Killed amid any write: files too long, too many, or half a chunk in."""
+  rng = random.Random(4)
+  chunks = _chunks(_draw_documents(150))
+  _write(tmp_path / "whole", chunks)
+  for number in range(25):
+    directory = tmp_path / str(number)
+    for _ in range(rng.randint(1, 3)):
+      writer = corpus_lib.CorpusWriter(directory, SETTINGS)
+      if writer.num_chunks == 0:
+        _write_vocabulary(directory)
+      last = rng.randint(writer.num_chunks, len(chunks))
+      for chunk in chunks[writer.num_chunks : last]:
+        writer.append(_encode(chunk))
+      writer.close()
+      # The chunk it was at: what reached the disk of it, if anything.
+      for name in ("tokens.bin", "sentences.bin", "documents.bin"):
+        with open(directory / name, "ab") as f:
+          f.write(rng.randbytes(rng.choice([0, 1, 1000])))
+      if rng.random() < 0.5:
+        (directory / "progress.tmp").write_text('{"num_chu')
+    if rng.random() < 0.3:
+      writer = corpus_lib.CorpusWriter(directory, SETTINGS)
+      if writer.num_chunks == len(chunks):
+        writer.finish()  # killed before the manifest
+      writer.close()
+    _write(directory, chunks)
+    assert _digest(directory) == _digest(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("lost", ["tokens.bin", "documents.bin", "vocab.txt"])
+def test_a_writer_whose_files_were_lost_begins_anew(tmp_path, lost):
+  """After a crash of the machine a file may be shorter than was noted."""
+  chunks = _chunks(_draw_documents(150))
+  _write(tmp_path / "whole", chunks)
+  directory = tmp_path / "lost"
+  writer = corpus_lib.CorpusWriter(directory, SETTINGS)
+  _write_vocabulary(directory)
+  for chunk in chunks[:9]:
+    writer.append(_encode(chunk))
+  writer.close()
+  if lost == "vocab.txt":
+    (directory / lost).unlink()
+  else:
+    (directory / lost).write_bytes((directory / lost).read_bytes()[:-8])
+  writer = corpus_lib.CorpusWriter(directory, SETTINGS)
+  assert writer.num_chunks == 0
+  writer.close()
+  _write(directory, chunks)
+  assert _digest(directory) == _digest(tmp_path / "whole")
+
+
+def test_other_settings_begin_anew(tmp_path):
+  chunks = _chunks(_draw_documents(100))
+  writer = corpus_lib.CorpusWriter(tmp_path, SETTINGS | {"vocab_size": 300})
+  _write_vocabulary(tmp_path)
+  for chunk in chunks[:5]:
+    writer.append(_encode(chunk))
+  writer.close()
+  corpus = _write(tmp_path, chunks)
+  assert corpus.manifest["settings"] == SETTINGS
+  assert corpus.manifest["num_text_bytes"] == 1000
+
+
+def test_fingerprints_tell_corpora_apart(tmp_path):
+  """One token, one boundary or one vocabulary entry is enough."""
+  documents = _draw_documents(50)
+  token = [*documents[:-1], [[7, 8], [9]]]
+  boundary = [*documents[:-1], [[7], [8, 9]]]
+  found = {
+    _write(tmp_path / str(i), _chunks(changed)).fingerprint
+    for i, changed in enumerate((documents, token, boundary))
+  }
+  directory = tmp_path / "vocabulary"
+  writer = corpus_lib.CorpusWriter(directory, SETTINGS)
+  _write_vocabulary(directory)
+  text = (directory / "vocab.txt").read_text()
+  (directory / "vocab.txt").write_text(text.replace("t7\n", "seven\n"))
+  for chunk in _chunks(documents):
+    writer.append(_encode(chunk))
+  found.add(writer.finish()["fingerprint"])
+  assert len(found) == 4
+
+
+@pytest.mark.parametrize("name", ["tokens.bin", "sentences.bin"])
+def test_a_file_of_another_size_is_refused(tmp_path, name):
+  _write(tmp_path, _chunks(_draw_documents(50)))
+  path = tmp_path / name
+  content = path.read_bytes()
+  for wrong in (content[:-2], content + b"\x00\x00", None):
+    if wrong is None:
+      path.unlink()
+    else:
+      path.write_bytes(wrong)
+    with pytest.raises(UserError, match="bytes; expected") as e:
+      corpus_lib.open_corpus(tmp_path)
+    message = str(e.value)
+    assert str(path) in message and "\n" not in message
+    assert f"{len(wrong or b'')} bytes; expected {len(content)}" in message
+
+
+def test_a_corpus_that_is_not_there_or_not_finished_is_refused(tmp_path):
+  writer = corpus_lib.CorpusWriter(tmp_path / "begun", SETTINGS)
+  writer.close()
+  for directory in (tmp_path / "nowhere", tmp_path / "begun"):
+    with pytest.raises(UserError, match="holds no prepared corpus") as e:
+      corpus_lib.open_corpus(directory)
+    assert str(directory) in str(e.value)
+
+
+@pytest.mark.parametrize("num_usable", [0, 1, 3])
+def test_too_few_documents_are_refused(tmp_path, num_usable):
+  usable = [[[10 + i, 11, 12]] for i in range(num_usable)]
+  documents = [*usable, *usable, [[5]], []]
+  with pytest.raises(UserError, match=f"has {num_usable} usable documents"):
+    _write(tmp_path, [documents])
+
+
+def test_removing_leaves_what_others_put_there(tmp_path):
+  directory = tmp_path / "corpus"
+  writer = corpus_lib.CorpusWriter(directory, SETTINGS)
+  _write_vocabulary(directory)
+  writer.append(_encode(_draw_documents(9)))
+  writer.close()
+  (directory / "progress.tmp").write_text("{")
+  (directory / "notes").write_text("mine")
+  corpus_lib.remove_unfinished(directory)
+  assert [path.name for path in directory.iterdir()] == ["notes"]
+  (directory / "notes").unlink()
+  corpus_lib.remove_unfinished(directory)
+  assert not directory.exists()
+
+
+def _records(hashes):
+  documents = np.zeros(len(hashes), corpus_lib.DOCUMENT)
+  documents["hash"] = hashes
+  return documents
+
+
+def test_a_document_stays_on_its_side_when_others_come_and_go():
+  rng = np.random.default_rng(0)
+  hashes = rng.integers(0, 2**64, 20_000, np.uint64)
+  training, held_out = corpus_lib.split_documents(_records(hashes), 0.05)
+  assert len(training) + len(held_out) == 20_000
+  assert abs(len(held_out) / 20_000 - 0.05) < 3 * np.sqrt(0.05 * 0.95 / 20_000)
+  assert not np.isin(training["hash"], held_out["hash"]).any()
+  some = rng.permutation(hashes)[:10_000]
+  others, fewer = corpus_lib.split_documents(_records(some), 0.05)
+  assert np.isin(fewer["hash"], held_out["hash"]).all()
+  assert np.isin(others["hash"], training["hash"]).all()
+
+
+@pytest.mark.parametrize("eval_fraction", [1e-9, 0.01, 0.49])
+@pytest.mark.parametrize("num_documents", [4, 5, 50])
+def test_each_side_has_two_documents_at_least(eval_fraction, num_documents):
+  for seed in range(20):
+    hashes = np.random.default_rng(seed).integers(
+      0, 2**64, num_documents, np.uint64
+    )
+    training, held_out = corpus_lib.split_documents(
+      _records(hashes), eval_fraction
+    )
+    assert min(len(training), len(held_out)) >= 2
+    assert len(training) + len(held_out) == num_documents
+    assert held_out["hash"].max() < training["hash"].min()
+
+
+def test_json_is_replaced_whole(tmp_path):
+  path = tmp_path / "a.json"
+  corpus_lib.write_json(path, {"a": 1})
+  corpus_lib.write_json(path, {"a": [2]})
+  assert json.loads(path.read_text()) == {"a": [2]}
+  assert [p.name for p in tmp_path.iterdir()] == ["a.json"]

@@ -1,0 +1,149 @@
+"""Claims about the reading of compiled programs, on short made-up ones."""
+
+import pytest
+
+from bert_jax import hlo_cost
+
+CLOCK_HZ = 1e9
+LINK = 50e9
+
+PROGRAM = """\
+HloModule jit_step, is_scheduled=true
+
+%fused (p: f32[4]) -> f32[4] {
+  %p = f32[4]{0} parameter(0)
+  %inner = f32[4]{0} add(%p, %p), backend_config={"estimated_cycles":"999"}
+}
+
+%body (b: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %b = (s32[], f32[4]{0}) parameter(0)
+  %work.1 = f32[4]{0} fusion(%b), calls=%fused, \
+backend_config={"x":{"estimated_cycles":"100"}}
+}
+
+%cond (c: (s32[], f32[4])) -> pred[] {
+  %c = (s32[], f32[4]{0}) parameter(0)
+  %limit = s32[]{:T(128)} constant(7)
+}
+
+%held (h: bf16[1000]) -> bf16[16000] {
+  %h = bf16[1000]{0} parameter(0)
+  %all-gather.9 = bf16[16000]{0} all-gather(%h), \
+replica_groups=mesh['axis_0'=16,'axis_1'=1] {'axis_0'}, dimensions={0}
+}
+
+ENTRY %main (a: f32[4]) -> f32[4] {
+  %a = f32[4]{0} parameter(0)
+  %buffer = f32[4]{0} custom-call(), custom_call_target="AllocateBuffer"
+  %first.2 = f32[4]{0} fusion(%a), calls=%fused, \
+metadata={op_name="jit(train_step)/layer_11/dense"}, \
+backend_config={"estimated_cycles":"1000"}
+BODY
+  %sorted.3 = f32[4]{0} sort(%a), dimensions={0}
+}
+"""
+
+
+def estimate(*lines):
+  body = "\n".join(f"  {line}" for line in lines)
+  return hlo_cost.estimate(PROGRAM.replace("BODY", body), CLOCK_HZ, LINK, 4)
+
+
+def test_cycles_of_the_schedule_add_up_and_those_inside_fusions_do_not():
+  cost = estimate()
+  assert cost.compute_seconds == pytest.approx(1000e-9)
+  assert cost.seconds == cost.compute_seconds
+  assert cost.cycles_by_op == {"layer/dense": 1000}
+
+
+def test_what_has_no_estimate_is_named():
+  assert estimate().uncosted == {"sorted": 1}
+
+
+@pytest.mark.parametrize(
+  ("trip_count", "times"),
+  [("", 7), (', backend_config={"known_trip_count":{"n":"12"}}', 12)],
+)
+def test_loop_bodies_count_once_a_trip(trip_count, times):
+  cost = estimate(
+    "%loop = (s32[], f32[4]{0}) while(%a), condition=%cond, body=%body"
+    + trip_count
+  )
+  assert cost.compute_seconds == pytest.approx((1000 + 100 * times) * 1e-9)
+
+
+def test_synchronous_collective_is_exposed():
+  """A megabyte around 16 chips, 15/16 of it twice over four links."""
+  cost = estimate(
+    "%all-reduce.1 = (f32[250000]{0}, f32[]) all-reduce(%a, %a), "
+    "replica_groups={{0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15}}, to_apply=%add"
+  )
+  seconds = 2 * 15 / 16 * 1_000_004 / (4 * LINK)
+  assert cost.collective_seconds == pytest.approx(seconds)
+  assert cost.exposed_seconds == pytest.approx(seconds)
+  assert cost.collective_bytes == {"all-reduce": 1_000_004}
+
+
+def test_asynchronous_collective_hides_behind_the_work_between():
+  """400 bytes over one link take 8 ns; a million, 20 us less 2 us of work."""
+  small, large = (
+    estimate(
+      f"%cp-start = (f32[{size}]{{0}}, f32[{size}]{{0}}, u32[]) "
+      "collective-permute-start(%a), source_target_pairs={{0,1}}",
+      "%w = f32[4] fusion(%a), calls=%fused, "
+      'backend_config={"estimated_cycles":"2000"}',
+      f"%cp-done = f32[{size}]{{0}} collective-permute-done(%cp-start)",
+    )
+    for size in (100, 250_000)
+  )
+  assert small.exposed_seconds == 0
+  assert small.collective_seconds == pytest.approx(8e-9)
+  assert large.exposed_seconds == pytest.approx(20e-6 - 2e-6)
+
+
+def test_collective_begun_as_a_fusion_hides_too():
+  """The gather stands in the fusion; 32,000 bytes of result."""
+  cost = estimate(
+    "%async-collective-start.5 = (bf16[1000]{0}, bf16[16000]{0}) fusion(%a), "
+    "calls=%held",
+    "%w = f32[4] fusion(%a), calls=%fused, "
+    'backend_config={"estimated_cycles":"50"}',
+    "%async-collective-done.5 = bf16[16000]{0} fusion(%w), calls=%fused",
+  )
+  seconds = 15 / 16 * 32_000 / (4 * LINK)
+  assert cost.collective_bytes == {"all-gather": 32_000}
+  assert cost.exposed_seconds == pytest.approx(seconds - 50e-9)
+
+
+def test_reduce_scatter_counts_its_larger_side():
+  cost = estimate(
+    "%rs = bf16[100]{0} reduce-scatter(%a), replica_groups=[2,8]<=[16]"
+  )
+  assert cost.collective_bytes == {"reduce-scatter": 1600}
+
+
+@pytest.mark.parametrize(
+  ("shape", "size"),
+  [
+    ("f32[2,3]{1,0:T(8,128)S(1)}", 24),
+    ("(bf16[8]{0}, pred[3], /*index=5*/s32[])", 16 + 3 + 4),
+    ("s4[10]", 5),
+    ("token[]", 0),
+  ],
+)
+def test_bytes_of_a_type(shape, size):
+  assert hlo_cost.shape_bytes(shape) == size
+
+
+@pytest.mark.parametrize(
+  ("groups", "size"),
+  [
+    ("replica_groups={{0,1,2,3},{4,5,6,7}}", 4),
+    ("replica_groups=[2,8]<=[16]", 8),
+    ("replica_groups=mesh['a'=4,'b'=2] {'a','b'}, x=1", 8),
+    ("replica_groups=mesh['a'=4,'b'=2] {'b'}", 2),
+    ("nothing", None),
+  ],
+)
+def test_size_of_a_group(groups, size):
+  assert hlo_cost.group_size(groups) == size
