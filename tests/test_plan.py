@@ -56,7 +56,6 @@ def test_an_unknown_slice_is_refused_before_anything_is_compiled():
 
 @pytest.mark.slow
 def test_the_real_step_compiles_for_a_slice_that_nobody_holds(tmp_path):
-  pytest.importorskip("libtpu")
   report = plan.plan(small_config(), "v5litepod-4", 1.0, tmp_path)
   (found,) = report["phases"].values()
   assert (report["topology"], report["chips"]) == ("v5e:2x2", 4)
