@@ -1,5 +1,8 @@
 """BERT (Devlin et al. 2018, section 3) as thin linen modules.
 
+`bert_config.py` says which BERT, `encoder.py` holds the blocks; here are the
+embeddings before them and the heads behind them.
+
 Parameters are plain nested dicts of float32 arrays whose names follow Hugging
 Face's, so that `hf.py` is a table. Every module's `config` is the
 architecture. Shapes, in docstrings and einsums:
@@ -10,26 +13,17 @@ architecture. Shapes, in docstrings and einsums:
   T token types
 """
 
-import dataclasses
-import functools
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from bert_jax.bert_config import ACTIVATIONS, BertConfig
 from bert_jax.dropout import dropout
-
-# Rows of the embedding table come in multiples of a TPU's 128 lanes.
-VOCAB_MULTIPLE = 128
+from bert_jax.encoder import BertEncoder, create_dense, create_layer_norm
 
 # Logit of the padding entries of the vocabulary: finite, so that no loss is
 # ever inf - inf, and far below every real logit.
 NEVER = -1e9
-
-ACTIVATIONS = {
-  "gelu": functools.partial(jax.nn.gelu, approximate=False),
-  "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
-}
 
 
 def create_bert_config(config, vocab_size):
@@ -82,33 +76,6 @@ def segment_inputs(a_length, length, max_length):
   return in_b.astype(jnp.int32), attention_mask
 
 
-def dot_product_attention(
-  query, key, value, attention_mask, dropout_rate, dropout_key
-):
-  """Lets every position read from the visible ones, head by head.
-
-  Args:
-    query: float [B, L, N, H].
-    key: float [B, L, N, H].
-    value: float [B, L, N, H].
-    attention_mask: bool [B, L]; False marks padding, which nobody reads.
-    dropout_rate: of the attention probabilities.
-    dropout_key: PRNG key, or None for no dropout.
-
-  Returns:
-    float [B, L, N, H], same dtype as `value`.
-  """
-  # M is L again: the position that is read.
-  scores = jnp.einsum("BLNH,BMNH->BNLM", query, key).astype(jnp.float32)
-  scores = scores / query.shape[-1] ** 0.5
-  # The most negative finite number: a row of nothing but padding stays finite.
-  lowest = jnp.finfo(jnp.float32).min
-  scores = jnp.where(attention_mask[:, None, None, :], scores, lowest)
-  probs = nn.softmax(scores, axis=-1).astype(value.dtype)
-  probs = dropout(probs, dropout_rate, dropout_key)
-  return jnp.einsum("BNLM,BMNH->BLNH", probs, value)
-
-
 @jax.custom_vjp
 def look_up(table, ids):
   """Takes rows of an embedding table.
@@ -137,79 +104,6 @@ def _look_up_backward(residuals, grad):
 
 
 look_up.defvjp(_look_up_forward, _look_up_backward)
-
-
-def create_layer_norm(config):
-  """Returns the LayerNorm of every sublayer; statistics are float32."""
-  return nn.LayerNorm(
-    epsilon=config.layer_norm_eps, dtype=config.dtype, name="LayerNorm"
-  )
-
-
-def create_dense(config, features, axis, name):
-  """Returns a linear map of `axis` to `features`, both int or tuple."""
-  return nn.DenseGeneral(
-    features,
-    axis=axis,
-    dtype=config.dtype,
-    kernel_init=config.kernel_init,
-    name=name,
-  )
-
-
-@dataclasses.dataclass(frozen=True)
-class BertConfig:
-  """Architecture, in Hugging Face's words; the defaults are BERT-base.
-
-  Attributes:
-    vocab_size: tokens in the vocabulary.
-    hidden_size: D, a multiple of the head count.
-    num_hidden_layers: encoder blocks.
-    num_attention_heads: N.
-    intermediate_size: F.
-    hidden_act: "gelu" (erf) or "gelu_new" (tanh, as the original code).
-    hidden_dropout_prob: after the embeddings and both sublayers.
-    attention_probs_dropout_prob: on the attention probabilities.
-    max_position_embeddings: longest sequence.
-    type_vocab_size: T.
-    initializer_range: sigma of the truncated normal, before the cut.
-    layer_norm_eps: added to the variance.
-    dtype: of the layers' arithmetic; parameters, LayerNorm statistics,
-      softmax and logits are float32 whatever it says.
-  """
-
-  vocab_size: int
-  hidden_size: int = 768
-  num_hidden_layers: int = 12
-  num_attention_heads: int = 12
-  intermediate_size: int = 3072
-  hidden_act: str = "gelu"
-  hidden_dropout_prob: float = 0.1
-  attention_probs_dropout_prob: float = 0.1
-  max_position_embeddings: int = 512
-  type_vocab_size: int = 2
-  initializer_range: float = 0.02
-  layer_norm_eps: float = 1e-12
-  dtype: str = "float32"
-
-  @property
-  def padded_vocab_size(self):
-    """Rows of the embedding table on the device."""
-    return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
-
-  @property
-  def head_size(self):
-    """H."""
-    return self.hidden_size // self.num_attention_heads
-
-  @property
-  def kernel_init(self):
-    """Initializer of every matrix: a normal cut at two sigma.
-
-    The cut is not corrected for, so the standard deviation comes out as 0.88
-    of `initializer_range`, as in the original code.
-    """
-    return nn.initializers.truncated_normal(self.initializer_range)
 
 
 class BertEmbeddings(nn.Module):
@@ -262,136 +156,6 @@ class BertEmbeddings(nn.Module):
     )
     key = None if deterministic else self.make_rng("dropout")
     return dropout(self.LayerNorm(x), self.config.hidden_dropout_prob, key)
-
-
-class SelfAttention(nn.Module):
-  """Multi-head self-attention over a padded batch.
-
-  Attributes:
-    config: architecture; `hidden_size` must divide by the head count.
-  """
-
-  config: BertConfig
-
-  @nn.compact
-  def __call__(self, x, attention_mask, *, deterministic):
-    """Mixes information across positions.
-
-    Args:
-      x: float [B, L, D].
-      attention_mask: bool [B, L]; False marks padding, which nobody reads.
-      deterministic: if True, no dropout and no "dropout" RNG is needed.
-
-    Returns:
-      float [B, L, N, H].
-    """
-    config = self.config
-    heads = (config.num_attention_heads, config.head_size)
-    return dot_product_attention(
-      create_dense(config, heads, -1, "query")(x),
-      create_dense(config, heads, -1, "key")(x),
-      create_dense(config, heads, -1, "value")(x),
-      attention_mask,
-      config.attention_probs_dropout_prob,
-      None if deterministic else self.make_rng("dropout"),
-    )
-
-
-class SublayerOutput(nn.Module):
-  """The end of both sublayers: `LN(residual + dropout(dense(x)))`."""
-
-  config: BertConfig
-
-  @nn.compact
-  def __call__(self, x, residual, *, deterministic):
-    """Projects to D and adds to what came in.
-
-    Args:
-      x: float [B, L, N, H] or [B, L, F].
-      residual: float [B, L, D], the sublayer's input.
-      deterministic: if True, no dropout and no "dropout" RNG is needed.
-
-    Returns:
-      float [B, L, D].
-    """
-    config = self.config
-    axes = tuple(range(2, x.ndim))
-    x = create_dense(config, config.hidden_size, axes, "dense")(x)
-    key = None if deterministic else self.make_rng("dropout")
-    x = dropout(x, config.hidden_dropout_prob, key)
-    return create_layer_norm(config)(residual + x)
-
-
-class Attention(nn.Module):
-  """The first sublayer: self-attention and its output."""
-
-  config: BertConfig
-
-  @nn.compact
-  def __call__(self, x, attention_mask, *, deterministic):
-    """Same arguments as `SelfAttention`; returns float [B, L, D]."""
-    y = SelfAttention(self.config, name="self")(
-      x, attention_mask, deterministic=deterministic
-    )
-    return SublayerOutput(self.config, name="output")(
-      y, x, deterministic=deterministic
-    )
-
-
-class Intermediate(nn.Module):
-  """The wide half of the feed-forward sublayer."""
-
-  config: BertConfig
-
-  @nn.compact
-  def __call__(self, x):
-    """Maps float [B, L, D] to float [B, L, F]."""
-    config = self.config
-    x = create_dense(config, config.intermediate_size, -1, "dense")(x)
-    return ACTIVATIONS[config.hidden_act](x)
-
-
-class BertLayer(nn.Module):
-  """One post-LN block: attention, then feed-forward."""
-
-  config: BertConfig
-
-  @nn.compact
-  def __call__(self, x, attention_mask, *, deterministic):
-    """Same arguments as `SelfAttention`; returns float [B, L, D]."""
-    x = Attention(self.config, name="attention")(
-      x, attention_mask, deterministic=deterministic
-    )
-    y = Intermediate(self.config, name="intermediate")(x)
-    return SublayerOutput(self.config, name="output")(
-      y, x, deterministic=deterministic
-    )
-
-
-class BertEncoder(nn.Module):
-  """The stack of blocks.
-
-  Unrolled: scanned layers stack their residuals and optimizer state in
-  memory, which costs a TPU more than the longer compilation.
-  """
-
-  config: BertConfig
-
-  @nn.compact
-  def __call__(self, x, attention_mask, *, deterministic):
-    """Same arguments as `SelfAttention`.
-
-    Returns:
-      tuple of num_hidden_layers + 1 float [B, L, D]: the input, then the
-      output of each block.
-    """
-    hidden_states = [x]
-    for i in range(self.config.num_hidden_layers):
-      x = BertLayer(self.config, name=f"layer_{i}")(
-        x, attention_mask, deterministic=deterministic
-      )
-      hidden_states.append(x)
-    return tuple(hidden_states)
 
 
 class BertPooler(nn.Module):

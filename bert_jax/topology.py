@@ -1,7 +1,7 @@
 """The TPU slices that can be planned for, and what one chip of each can do.
 
-Figures per chip are those of the vendor's system architecture pages; the
-clocks are those at which the compiler's cycle estimates match them.
+Figures per chip are as published by the vendor; those of v4's links are not
+checked. The clocks turn the compiler's cycles into seconds.
 """
 
 import dataclasses

@@ -16,6 +16,8 @@ MODULES = sorted(
 # Files that a reader can understand without any other of ours.
 PURE = {
   "modeling",
+  "bert_config",
+  "encoder",
   "dropout",
   "masking",
   "losses",

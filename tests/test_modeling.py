@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 
-from bert_jax import hf, losses, modeling
+from bert_jax import encoder, hf, losses, modeling
 from bert_jax.config import default_config
 from bert_jax.modeling import BertConfig, BertForPreTraining, BertModel
 
@@ -315,7 +315,7 @@ def test_attention_softmax_is_float32():
   """Whatever the layers compute in, the exponentials do not round."""
   x = jax.ShapeDtypeStruct((2, 5, 3, 8), jnp.bfloat16)
   mask = jax.ShapeDtypeStruct((2, 5), jnp.bool_)
-  traced = jax.make_jaxpr(modeling.dot_product_attention, static_argnums=(4, 5))
+  traced = jax.make_jaxpr(encoder.dot_product_attention, static_argnums=(4, 5))
   program = traced(x, x, x, mask, 0.0, None)
   (exponentials,) = (
     line for line in str(program).splitlines() if " = exp " in line
@@ -372,6 +372,7 @@ def test_no_two_dropouts_share_their_bits():
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(modeling, "dropout", record)
+    patch.setattr(encoder, "dropout", record)
     BertModel(SMALL).apply(
       {"params": params["bert"]},
       batch["input_ids"],

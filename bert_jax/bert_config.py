@@ -1,0 +1,70 @@
+"""The architecture of a BERT, in Hugging Face's words."""
+
+import dataclasses
+import functools
+
+import jax
+from flax import linen as nn
+
+# Rows of the embedding table come in multiples of a TPU's 128 lanes.
+VOCAB_MULTIPLE = 128
+
+ACTIVATIONS = {
+  "gelu": functools.partial(jax.nn.gelu, approximate=False),
+  "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class BertConfig:
+  """Architecture, in Hugging Face's words; the defaults are BERT-base.
+
+  Attributes:
+    vocab_size: tokens in the vocabulary.
+    hidden_size: D, a multiple of the head count.
+    num_hidden_layers: encoder blocks.
+    num_attention_heads: N.
+    intermediate_size: F.
+    hidden_act: "gelu" (erf) or "gelu_new" (tanh, as the original code).
+    hidden_dropout_prob: after the embeddings and both sublayers.
+    attention_probs_dropout_prob: on the attention probabilities.
+    max_position_embeddings: longest sequence.
+    type_vocab_size: T.
+    initializer_range: sigma of the truncated normal, before the cut.
+    layer_norm_eps: added to the variance.
+    dtype: of the layers' arithmetic; parameters, LayerNorm statistics,
+      softmax and logits are float32 whatever it says.
+  """
+
+  vocab_size: int
+  hidden_size: int = 768
+  num_hidden_layers: int = 12
+  num_attention_heads: int = 12
+  intermediate_size: int = 3072
+  hidden_act: str = "gelu"
+  hidden_dropout_prob: float = 0.1
+  attention_probs_dropout_prob: float = 0.1
+  max_position_embeddings: int = 512
+  type_vocab_size: int = 2
+  initializer_range: float = 0.02
+  layer_norm_eps: float = 1e-12
+  dtype: str = "float32"
+
+  @property
+  def padded_vocab_size(self):
+    """Rows of the embedding table on the device."""
+    return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+  @property
+  def head_size(self):
+    """H."""
+    return self.hidden_size // self.num_attention_heads
+
+  @property
+  def kernel_init(self):
+    """Initializer of every matrix: a normal cut at two sigma.
+
+    The cut is not corrected for, so the standard deviation comes out as 0.88
+    of `initializer_range`, as in the original code.
+    """
+    return nn.initializers.truncated_normal(self.initializer_range)
