@@ -34,8 +34,8 @@ tags:
 
 # BERT, {num_layers} layers of {hidden_size}, after {step:,} steps
 
-Pretrained from scratch with [bert_jax](https://arxiv.org/abs/1810.04805), a
-JAX implementation of BERT (Devlin et al. 2018): masked language model and next
+Pretrained from scratch with bert_jax, a JAX implementation of BERT ([Devlin et
+al. 2018](https://arxiv.org/abs/1810.04805)): masked language model and next
 sentence prediction.
 
 | | |
@@ -112,12 +112,14 @@ def _model_card(config, workdir, vocab, heads, step):
       f"{found['num_tokens']:,} tokens"
     )
   model, optimizer = config.model, config.optimizer
+  sources = config.corpus.source.split(",")
   return _MODEL_CARD.format(
     pipeline_tag="feature-extraction" if heads == "encoder" else "fill-mask",
     heads=heads,
     step=step,
     num_steps=num_train_steps(config),
-    source=config.corpus.source,
+    # Names without folders: a card is read by strangers.
+    source=", ".join(s.rsplit("/", 1)[-1] for s in sources),
     corpus=corpus,
     vocab_size=len(vocab),
     casing="lower-cased" if config.corpus.lowercase else "cased",
