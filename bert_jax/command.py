@@ -108,6 +108,12 @@ def _parse_flags(argv):
     rest = flags.FLAGS(argv)
   except (AttributeError, KeyError) as e:
     raise UserError(_unknown_key(argv, e)) from None
+  except OSError as e:  # a missing file, noticed at the first setting for it
+    reason = str(e).splitlines()[-1].strip()
+    raise UserError(
+      f"--config can't be read: {reason}; expected a Python file such as "
+      "configs/bert_base.py"
+    ) from None
   except (flags.Error, TypeError, ValueError) as e:
     raise UserError(" ".join(str(e).split()) + _expected_type(e)) from None
   if len(rest) > 1:

@@ -9,6 +9,7 @@ tensors that a class does not use, so `mlm` (fill-mask) and `encoder`
 """
 
 import json
+import os
 
 import jax
 from absl import flags
@@ -118,8 +119,7 @@ def _model_card(config, workdir, vocab, heads, step):
     heads=heads,
     step=step,
     num_steps=num_train_steps(config),
-    # Names without folders: a card is read by strangers.
-    source=", ".join(s.rsplit("/", 1)[-1] for s in sources),
+    source=", ".join(map(_without_folder, sources)),
     corpus=corpus,
     vocab_size=len(vocab),
     casing="lower-cased" if config.corpus.lowercase else "cased",
@@ -140,6 +140,11 @@ def _model_card(config, workdir, vocab, heads, step):
     weight_decay=optimizer.weight_decay,
     held_out=_held_out_table(workdir, step),
   )
+
+
+def _without_folder(source):
+  """Returns a text source's name as strangers may read it on a card."""
+  return source if source.startswith("tfds:") else os.path.basename(source)
 
 
 def _held_out_table(workdir, step):
