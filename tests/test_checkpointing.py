@@ -1,5 +1,6 @@
 """Checkpoints: whole ones come back to the bit, broken ones are passed over."""
 
+import gc
 import pathlib
 
 import jax
@@ -12,6 +13,12 @@ from bert_jax import checkpointing
 from bert_jax.config import default_config
 from bert_jax.errors import UserError
 from bert_jax.train_state import TrainState
+
+# orbax leaves coroutines that nobody awaits when a restore fails.
+pytestmark = pytest.mark.filterwarnings(
+  "ignore:Exception ignored in. <coroutine:"
+  "pytest.PytestUnraisableExceptionWarning"
+)
 
 
 def _state(step):
@@ -41,6 +48,7 @@ def _manager(tmp_path):
   manager.wait_until_finished()
   yield manager
   manager.close()
+  gc.collect()  # so that the warning below comes within the test
 
 
 def _data_file(manager, step):

@@ -277,6 +277,7 @@ _BUILD = """
   build("MyArrays", "array_record")
   build("MyArticles", "array_record", "article")
   build("MyNumbers", "array_record", "figures")
+  build("Lm1b", "array_record")
 """
 
 # Reads them where neither the builder's code nor a network is to be had.
@@ -337,6 +338,7 @@ def _prepared(tmp_path_factory):
     "tfds:my_arrays:validation",
     "tfds:my_articles",
     "tfds:my_numbers",
+    "tfds:lm1b",
     "tfds:no_such_data_set",
     "tfds:not a name",
     "tfds:my_records",
@@ -366,6 +368,11 @@ def test_a_part_of_a_split_is_that_part(prepared, name):
   share = half["num_bytes"] / whole["num_bytes"]
   assert share == pytest.approx(0.5, abs=0.01)
   assert half["done"][-1] == half["num_bytes"]
+
+
+def test_another_version_of_a_known_data_set_is_read_too(prepared):
+  """tensorflow_datasets' own code for lm1b is 1.1.0; what lies there 1.2.0."""
+  assert len(prepared["tfds:lm1b"]["documents"]) == 40
 
 
 def test_splits_are_chosen_by_name(prepared):
