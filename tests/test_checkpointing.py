@@ -113,7 +113,7 @@ def test_a_step_that_was_not_kept_lists_those_that_were(manager, tmp_path):
 
 
 def test_a_broken_checkpoint_is_not_exported(manager, tmp_path):
-  _truncate(_data_file(manager, 30))
+  _data_file(manager, 30).unlink()
   with pytest.raises(UserError, match=r"checkpoint 30 .* is broken"):
     checkpointing.load_params(tmp_path, _abstract().params)
 
