@@ -176,7 +176,9 @@ def _train_phase(run, name, begin, state, manager, writer, stop):
       state, step_metrics = train_step(state, batch)
       clock.count_step(step_metrics)
       bar.update()
-      last = step == end or bool(stop)
+      # Looked at once a step: whatever ends the loop also saves.
+      stopping = bool(stop)
+      last = step == end or stopping
       if last or step % config.log.every_steps == 0:
         row = _train_row(step, name, step_metrics, clock)
         writer.write(row)
@@ -190,7 +192,7 @@ def _train_phase(run, name, begin, state, manager, writer, stop):
       if last or step % config.checkpoint.every_steps == 0:
         with clock.paused():
           checkpointing.save(manager, state, config, run.corpus.fingerprint)
-      if stop:
+      if stopping:
         break
   return state
 
