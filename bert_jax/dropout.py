@@ -33,8 +33,7 @@ def dropout(x, rate, key):
 def hashed_keep(key, rate, shape):
   """Draws which entries to keep by hashing their indices.
 
-  Two rounds of multiply and shift an entry, where Threefry takes twenty: so
-  few that the compiler hashes again in the backward pass and stores no mask.
+  Two rounds of multiply and shift an entry, where Threefry takes twenty.
 
   The rounds are those of Wellons' lowbias32 (2018, "Prospecting for Hash
   Functions"), with words of the key and the row between them: rows of two

@@ -4,8 +4,8 @@
         --price_per_chip_hour=1.2
 
 Compiles the step of each phase, the one that `train` runs, with the TPU's own
-compiler (`pip install jax[tpu]`; a CPU is enough) and reads its estimates. A
-BERT-base phase takes about two minutes of one core.
+compiler (`pip install jax[tpu]`; a CPU is enough) and reads its estimates. Both
+phases of BERT-base took over six minutes of processor time.
 
 How far to trust the time of a step: the compiler's cycles were held against
 data sheets on v5e. Large matrix products came out at 1.03 times their

@@ -9,8 +9,8 @@ Expected, as published for 3.3 billion words: held-out masked-LM loss about 1.4
 Nobody has run this file to its end yet.
 
 L 12, H 768, A 12: 110 M parameters. 900,000 steps of 256 x 128 tokens, then
-100,000 of 256 x 512: 42.6 billion tokens seen, about 40 passes over the words
-of the paper's corpus. Every number is a default of `bert_jax/config.py`.
+100,000 of 256 x 512: 42.6 billion tokens seen, some ten passes over the paper's
+corpus. Every number is a default of `bert_jax/config.py`.
 """
 
 from bert_jax.config import default_config
