@@ -9,7 +9,7 @@ import jax
 class StepClock:
   """Measures steps between two reports.
 
-  Compilation (the first step), evaluation and saving are not counted.
+  The first step, which fills caches, evaluation and saving are not counted.
   """
 
   def __init__(self, batch_size, max_seq_length, flops_per_step, peak_flops):
@@ -66,7 +66,7 @@ class StepClock:
     """Reports the speed since the last report, and begins anew.
 
     Args:
-      fill: share of the slots that hold real tokens.
+      fill: share of the slots that hold real tokens, or None if not known.
 
     Returns:
       dict of sequences_per_second, tokens_per_second (real tokens), mfu (model
@@ -83,7 +83,7 @@ class StepClock:
     achieved = self._flops_per_step / self.seconds_per_step
     return {
       "sequences_per_second": rate,
-      "tokens_per_second": rate * self._max_seq_length * fill,
+      "tokens_per_second": fill and rate * self._max_seq_length * fill,
       "mfu": achieved / self._peak_flops if self._peak_flops else None,
       "data_wait": waited / seconds,
     }

@@ -11,7 +11,7 @@ import json
 from absl import flags
 from etils import epath
 
-from bert_jax import checkpointing, command, losses, partitioning
+from bert_jax import checkpointing, command, losses, partitioning, pretraining
 from bert_jax import run as run_lib
 from bert_jax import steps as step_lib
 from bert_jax.data.pipeline import iterate_batches
@@ -27,13 +27,11 @@ def make_evaluate(run, name, params):
 
   Returns:
     Function of params to a dict of floats: loss, mlm_loss, mlm_accuracy,
-    nsp_loss, nsp_accuracy, nsp_base_rate.
+    nsp_loss, nsp_accuracy, nsp_base_rate, fill.
   """
   phase = run.config[name]
   examples = run_lib.held_out_examples(run, name)
-  eval_step = step_lib.make_eval_step(
-    run.config, phase, run.bert_config, run.masking_vocab, run.mesh, params
-  )
+  eval_step = pretraining.make_eval_step(run, name, params)
 
   def evaluate(params):
     batches = iterate_batches(
@@ -47,7 +45,8 @@ def make_evaluate(run, name, params):
     for number, batch in enumerate(batches):
       batch = partitioning.global_batch(run.mesh, batch)
       total = losses.add(total, eval_step(params, batch, number))
-    return {k: float(v) for k, v in step_lib.mean_metrics(total).items()}
+    means = step_lib.mean_metrics(total, pretraining.LOSSES)
+    return {k: float(v) for k, v in means.items()}
 
   return evaluate
 

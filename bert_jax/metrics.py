@@ -49,16 +49,18 @@ def load_rows(workdir):
 class MetricWriter:
   """Appends rows to metrics.jsonl and TensorBoard's event files."""
 
-  def __init__(self, workdir, first_step):
+  def __init__(self, workdir, first_step, fields=FIELDS):
     """Continues the files of a workdir.
 
     Args:
       workdir: `epath.Path`, the run's folder.
       first_step: rows after this step are of a future that a kill undid, and
         go; they will be written again.
+      fields: the keys of every row.
     """
     from tensorboardX import SummaryWriter
 
+    self._fields = fields
     self._path = workdir / "metrics.jsonl"
     self._lines = [
       json.dumps(row) for row in load_rows(workdir) if row["step"] <= first_step
@@ -80,10 +82,10 @@ class MetricWriter:
     """Writes one row.
 
     Args:
-      row: dict with some of the keys `FIELDS`; what is missing or not finite
+      row: dict with some of the keys `fields`; what is missing or not finite
         becomes null.
     """
-    row = {field: _json_number(row.get(field)) for field in FIELDS}
+    row = {field: _json_number(row.get(field)) for field in self._fields}
     self._lines.append(json.dumps(row))
     if self._is_local:
       with open(self._path, "a") as f:

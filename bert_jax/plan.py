@@ -26,10 +26,16 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from bert_jax import command, flops, hlo_cost, partitioning, topology
+from bert_jax import (
+  command,
+  flops,
+  hlo_cost,
+  partitioning,
+  pretraining,
+  topology,
+)
 from bert_jax import run as run_lib
-from bert_jax import steps as step_lib
-from bert_jax.config import num_train_steps, validate
+from bert_jax.config import validate
 from bert_jax.errors import UserError
 
 # See the module's docstring.
@@ -136,16 +142,7 @@ def plan_phase(run, name, generation, hlo_dir=None):
 def compile_step(run, name):
   """Compiles the train step of phase `name` for the run's mesh."""
   state = run_lib.abstract_sharded_state(run)
-  train_step = step_lib.make_train_step(
-    run.config,
-    run.config[name],
-    run.bert_config,
-    run.masking_vocab,
-    run.optimizer,
-    num_train_steps(run.config),
-    run.mesh,
-    state,
-  )
+  train_step = pretraining.make_train_step(run, name, state)
   return train_step.lower(state, run_lib.abstract_batch(run, name)).compile()
 
 

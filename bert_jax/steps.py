@@ -1,67 +1,81 @@
-"""THE train step and eval step of pretraining, as they run everywhere.
+"""THE train step and eval step, as they run everywhere.
 
-A step takes compact rows (ids and lengths), makes segment ids, attention mask
-and masks on the device, and divides each loss once, over the global batch.
-Every random number depends on (seed, step, row) and not on the mesh.
+A step takes the rows that the host sends, makes the model's inputs on the
+device, and divides each loss once, over the global batch. What is trained is
+an `Objective`: pretraining has one, and so has every fine-tuning task. Every
+random number depends on (seed, step, row) and not on the mesh.
 """
 
+import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from bert_jax import losses, masking, partitioning
-from bert_jax.modeling import BertForPreTraining, segment_inputs
-from bert_jax.optimizer import create_schedule
+from bert_jax import losses, partitioning
 
-# Held-out masks are drawn from this seed, whatever the run's.
+# Held-out inputs are drawn from this seed, whatever the run's.
 EVAL_SEED = 0
 
 
-def make_train_step(
-  config, phase, bert_config, masking_vocab, optimizer, num_steps, mesh, state
-):
-  """Builds the jitted train step of one phase.
+@dataclasses.dataclass(frozen=True)
+class Objective:
+  """What a step trains.
+
+  Attributes:
+    make_inputs: function (key, batch) -> inputs; dict of arrays [B, ...], from
+      the rows that the host sends. The key is for masks.
+    loss_weights: function of inputs to a dict of float32 scalars: the losses,
+      whose sum is minimised, and by what each is divided.
+    sums: function (params, inputs, dropout key or None) -> dict of (sum,
+      weight): the losses, and whatever else is reported.
+    dtype: of the layers' arithmetic.
+  """
+
+  make_inputs: Callable
+  loss_weights: Callable
+  sums: Callable
+  dtype: str
+
+
+def make_train_step(config, objective, optimizer, schedule, mesh, state):
+  """Builds the jitted train step.
 
   Args:
     config: the run's settings.
-    phase: `config.phase1` or `config.phase2`.
-    bert_config: `BertConfig`.
-    masking_vocab: `MaskingVocab`.
+    objective: `Objective`.
     optimizer: optax transformation.
-    num_steps: steps of the whole run, for the learning rate reported.
+    schedule: function of the step to the learning rate, to report it.
     mesh: `jax.sharding.Mesh`.
     state: `TrainState` of arrays or shapes.
 
   Returns:
     Function (state, batch) -> (state, metrics); the state is donated. `batch`
-    holds input_ids [B, L], a_length, length and next_sentence_labels [B];
-    `metrics` is a dict of float32 scalars.
+    holds the rows, `metrics` is a dict of float32 scalars.
   """
-  schedule = create_schedule(config.optimizer, num_steps)
   weights_of, share_gradients = partitioning.make_gather_and_scatter(
-    mesh, state.params, bert_config.dtype
+    mesh, state.params, objective.dtype
   )
 
   def train_step(state, batch):
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-    mask_key, dropout_key = jax.random.split(key)
-    inputs = make_inputs(config, phase, masking_vocab, mask_key, batch)
+    inputs_key, dropout_key = jax.random.split(key)
+    inputs = objective.make_inputs(inputs_key, batch)
     # Differentiated at the weights that the model computes with, so that a
     # gradient crosses the links in their dtype.
     grads, sums = _accumulate_gradients(
-      bert_config,
+      objective,
       weights_of(state.params),
       inputs,
       dropout_key,
       config.optimizer.grad_accumulation,
     )
     grads = share_gradients(grads)
-    metrics = mean_metrics(sums)
+    metrics = mean_metrics(sums, objective.loss_weights(inputs))
     metrics["learning_rate"] = schedule(state.step)
     metrics["grad_norm"] = optax.tree.norm(grads)
-    metrics["fill"] = jnp.mean(batch["length"] / phase.max_seq_length)
     state = _apply_if_finite(optimizer, state, grads, metrics)
     metrics["skipped_steps"] = state.skipped_steps.astype(jnp.float32)
     return state, metrics
@@ -76,14 +90,11 @@ def make_train_step(
   )
 
 
-def make_eval_step(config, phase, bert_config, masking_vocab, mesh, params):
+def make_eval_step(objective, mesh, params):
   """Builds the jitted evaluation of one batch.
 
   Args:
-    config: the run's settings.
-    phase: `config.phase1` or `config.phase2`.
-    bert_config: `BertConfig`.
-    masking_vocab: `MaskingVocab`.
+    objective: `Objective`.
     mesh: `jax.sharding.Mesh`.
     params: nested dict of arrays or shapes.
 
@@ -94,8 +105,7 @@ def make_eval_step(config, phase, bert_config, masking_vocab, mesh, params):
 
   def eval_step(params, batch, number):
     key = jax.random.fold_in(jax.random.key(EVAL_SEED), number)
-    inputs = make_inputs(config, phase, masking_vocab, key, batch)
-    return _forward_sums(bert_config, params, inputs, None)
+    return objective.sums(params, objective.make_inputs(key, batch), None)
 
   return jax.jit(
     eval_step,
@@ -107,84 +117,39 @@ def make_eval_step(config, phase, bert_config, masking_vocab, mesh, params):
   )
 
 
-def make_inputs(config, phase, masking_vocab, key, batch):
-  """Makes the model's inputs and labels of a compact batch.
-
-  Args:
-    config: the run's settings.
-    phase: `config.phase1` or `config.phase2`.
-    masking_vocab: `MaskingVocab`.
-    key: PRNG key for the masks.
-    batch: see `make_train_step`.
-
-  Returns:
-    dict of input_ids, token_type_ids, attention_mask [B, L],
-    masked_lm_{positions, ids, weights} [B, K], next_sentence_labels [B].
-  """
-  token_type_ids, attention_mask = segment_inputs(
-    batch["a_length"], batch["length"], phase.max_seq_length
-  )
-  masked = masking.mask_tokens(
-    key,
-    batch["input_ids"].astype(jnp.int32),
-    batch["length"],
-    masking_vocab,
-    max_predictions=phase.max_predictions,
-    **config.masking,
-  )
-  return masked | {
-    "token_type_ids": token_type_ids,
-    "attention_mask": attention_mask,
-    "next_sentence_labels": batch["next_sentence_labels"],
-  }
-
-
-def mean_metrics(sums):
+def mean_metrics(sums, loss_names):
   """Turns sums of a global batch (or of several) into reported means.
 
   Args:
-    sums: dict of (sum, weight), as `losses.pretraining_sums` makes it.
+    sums: dict of (sum, weight), as `Objective.sums` makes it.
+    loss_names: iterable of the names whose sum is the loss.
 
   Returns:
-    dict of float32 scalars, with `loss`, the sum of both losses.
+    dict of float32 scalars, with `loss`, the sum of the losses.
   """
   metrics = {name: losses.divide(pair) for name, pair in sums.items()}
-  metrics["loss"] = metrics["mlm_loss"] + metrics["nsp_loss"]
+  metrics["loss"] = sum(metrics[name] for name in loss_names)
   return metrics
 
 
-def _forward_sums(bert_config, params, inputs, dropout_key):
-  """Runs the model; returns a dict of (sum, weight)."""
-  mlm_logits, nsp_logits = BertForPreTraining(bert_config).apply(
-    {"params": params},
-    inputs["input_ids"],
-    inputs["token_type_ids"],
-    inputs["attention_mask"],
-    inputs["masked_lm_positions"],
-    deterministic=dropout_key is None,
-    rngs=None if dropout_key is None else {"dropout": dropout_key},
-  )
-  return losses.pretraining_sums(mlm_logits, nsp_logits, inputs)
-
-
 def _accumulate_gradients(
-  bert_config, params, inputs, dropout_key, num_micro_batches
+  objective, params, inputs, dropout_key, num_micro_batches
 ):
   """Sums the gradients of all micro-batches of a batch.
 
-  The weights of both losses are those of the whole batch, so that the sum is
+  The weights of the losses are those of the whole batch, so that the sum is
   the gradient of the whole batch and no mean of means.
 
   Returns:
     (gradients, dict of (sum, weight)).
   """
-  mlm_weight = inputs["masked_lm_weights"].sum()
-  nsp_weight = jnp.float32(len(inputs["next_sentence_labels"]))
+  weights = objective.loss_weights(inputs)
 
   def loss_and_sums(params, inputs, key):
-    sums = _forward_sums(bert_config, params, inputs, key)
-    mlm, nsp = sums["mlm_loss"][0], sums["nsp_loss"][0]
-    loss = losses.divide((mlm, mlm_weight)) + nsp / nsp_weight
+    sums = objective.sums(params, inputs, key)
+    loss = sum(
+      losses.divide((sums[name][0], weight)) for name, weight in weights.items()
+    )
     return loss, sums
 
   gradients = jax.grad(loss_and_sums, has_aux=True)

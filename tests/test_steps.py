@@ -11,7 +11,8 @@ from bert_jax import partitioning, steps
 from bert_jax.config import default_config
 from bert_jax.masking import create_masking_vocab
 from bert_jax.modeling import create_bert_config, create_params
-from bert_jax.optimizer import create_optimizer
+from bert_jax.optimizer import create_optimizer, create_schedule
+from bert_jax.pretraining import create_objective
 from bert_jax.train_state import create_train_state
 
 VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"] + [
@@ -66,6 +67,15 @@ def _batch(config, seed):
   }
 
 
+def _objective(config):
+  return create_objective(
+    config,
+    config.phase1,
+    create_bert_config(config, len(VOCAB)),
+    create_masking_vocab(VOCAB),
+  )
+
+
 def _start(config, mesh_sizes, num_devices):
   """Returns (state, train step, mesh) on the first devices."""
   config.mesh.update(dict(zip(partitioning.MESH_AXES, mesh_sizes, strict=True)))
@@ -80,11 +90,9 @@ def _start(config, mesh_sizes, num_devices):
   state = jax.jit(create, out_shardings=shardings)(jax.random.key(0))
   train_step = steps.make_train_step(
     config,
-    config.phase1,
-    bert_config,
-    create_masking_vocab(VOCAB),
+    _objective(config),
     optimizer,
-    NUM_STEPS,
+    create_schedule(config.optimizer, NUM_STEPS),
     mesh,
     abstract,
   )
@@ -186,14 +194,7 @@ def test_evaluation_masks_depend_on_the_batch_number_alone():
   for seed in (0, 1):
     config = _config(seed=seed)
     state, _, mesh = _start(config, (1, 1, 1), 1)
-    eval_step = steps.make_eval_step(
-      config,
-      config.phase1,
-      create_bert_config(config, len(VOCAB)),
-      create_masking_vocab(VOCAB),
-      mesh,
-      state.params,
-    )
+    eval_step = steps.make_eval_step(_objective(config), mesh, state.params)
     batch = partitioning.global_batch(mesh, _batch(config, 0))
     results += [eval_step(state.params, batch, n) for n in (3, 3, 4)]
   losses = [float(r["mlm_loss"][0]) for r in results]

@@ -1,0 +1,226 @@
+"""The training loop: steps, reports, evaluation, checkpoints, signals.
+
+What it runs is a list of stages, such as the two phases of pretraining or one
+fine-tuning. The compiled programs of all stages are there before the first
+step, so that nothing waits for a compiler, or fails in it, hours later.
+"""
+
+import concurrent.futures
+import dataclasses
+import datetime
+import signal
+import time
+from collections.abc import Callable
+
+import jax
+import ml_collections
+import tqdm
+
+from bert_jax import flops, partitioning
+from bert_jax.clock import StepClock
+from bert_jax.errors import UserError
+
+# Updates skipped in a row, for a loss or gradient that is not finite, before
+# the run stops.
+MAX_SKIPPED_STEPS = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """Consecutive steps of one kind.
+
+  Attributes:
+    name: such as "phase1".
+    end: the step with which it ends, counted over all stages.
+    batch_size: sequences a step, over all devices.
+    max_seq_length: slots a sequence.
+    flops_per_step: model FLOPs, over all devices.
+    train_step: jitted (state, batch) -> (state, metrics), see `steps`.
+    abstract_batch: dict of `ShapeDtypeStruct` with shardings.
+    iterate_batches: function of the steps done so far to an iterator over the
+      rows that this process feeds, dicts of numpy arrays, to the stage's end.
+    evaluate: function of params to a dict of floats.
+  """
+
+  name: str
+  end: int
+  batch_size: int
+  max_seq_length: int
+  flops_per_step: float
+  train_step: Callable
+  abstract_batch: dict
+  iterate_batches: Callable
+  evaluate: Callable
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+  """What all stages share.
+
+  Attributes:
+    config: the run's settings.
+    mesh: `jax.sharding.Mesh`.
+    writer: `MetricWriter`.
+    save: function (state, last evaluation's row or None) that begins to write
+      a checkpoint.
+    summary: function of a row of metrics to a short text.
+  """
+
+  config: ml_collections.ConfigDict
+  mesh: jax.sharding.Mesh
+  writer: object
+  save: Callable
+  summary: Callable
+
+
+def train(loop, stages, state):
+  """Runs every stage from where the state is.
+
+  Args:
+    loop: `Loop`.
+    stages: list of `Stage`, in order.
+    state: `TrainState`.
+
+  Returns:
+    (`TrainState` at the end, number of the signal that stopped it or None).
+
+  Raises:
+    UserError: the loss is not finite any more.
+  """
+  step = int(state.step)
+  stages = [stage for stage in stages if step < stage.end]
+  started = time.monotonic()
+  programs = compile_stages(stages, state)
+  names = " and ".join(stage.name for stage in stages)
+  print(f"train: compiled {names} in {time.monotonic() - started:.1f} s")
+  stop = _catch_signals()
+  for stage, program in zip(stages, programs, strict=True):
+    if not stop:
+      state = _train_stage(loop, stage, program, stages[-1].end, state, stop)
+  return state, stop[0] if stop else None
+
+
+def compile_stages(stages, state):
+  """Compiles the train steps of all stages, side by side.
+
+  Args:
+    stages: list of `Stage`.
+    state: `TrainState` of arrays, or of shapes with shardings.
+
+  Returns:
+    list of compiled programs, each (state, batch) -> (state, metrics).
+  """
+  # Tracing is Python and takes turns; compiling is not and does not.
+  lowered = [
+    stage.train_step.lower(state, stage.abstract_batch) for stage in stages
+  ]
+  with concurrent.futures.ThreadPoolExecutor(len(stages)) as threads:
+    return list(threads.map(lambda program: program.compile(), lowered))
+
+
+def _catch_signals():
+  """Returns a list that a SIGTERM or SIGINT will put its number in.
+
+  The loop looks at it between steps; a second signal ends the process.
+  """
+  caught = []
+
+  def note(number, frame):
+    del frame
+    caught.append(number)
+    signal.signal(number, signal.SIG_DFL)
+
+  for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, note)
+  return caught
+
+
+def _train_stage(loop, stage, train_step, num_steps, state, stop):
+  """Trains one stage from where the state is.
+
+  Args:
+    loop: `Loop`.
+    stage: `Stage`.
+    train_step: its compiled program.
+    num_steps: steps of all stages.
+    state: `TrainState`, its step within the stage.
+    stop: list; the stage ends early once something is in it.
+
+  Returns:
+    `TrainState` at the end.
+  """
+  config, first = loop.config, int(state.step)
+  batches = stage.iterate_batches(first)
+  clock = _create_clock(stage)
+  with tqdm.tqdm(
+    desc=stage.name, total=num_steps, initial=first, unit="step", disable=None
+  ) as bar:
+    for step in range(first + 1, stage.end + 1):
+      with clock.waiting():
+        batch = next(batches)
+      batch = partitioning.global_batch(loop.mesh, batch)
+      state, step_metrics = train_step(state, batch)
+      clock.count_step(step_metrics)
+      bar.update()
+      # Looked at once a step: whatever ends the loop also saves.
+      stopping = bool(stop)
+      last = step == stage.end or stopping
+      if last or step % config.log.every_steps == 0:
+        row = _train_row(step, stage.name, step_metrics, clock)
+        loop.writer.write(row)
+        _show(bar, row, loop.summary, num_steps, clock)
+      evaluated = None
+      if step == stage.end or step % config.eval.every_steps == 0:
+        with clock.paused():
+          evaluated = {"step": step, "split": "eval", "phase": stage.name}
+          evaluated |= stage.evaluate(state.params)
+          loop.writer.write(evaluated)
+          _show(bar, evaluated, loop.summary, num_steps, clock)
+      if last or step % config.checkpoint.every_steps == 0:
+        with clock.paused():
+          loop.save(state, evaluated)
+      if stopping:
+        break
+  return state
+
+
+def _create_clock(stage):
+  peak = flops.peak_flops(jax.devices()[0])
+  return StepClock(
+    stage.batch_size,
+    stage.max_seq_length,
+    stage.flops_per_step,
+    peak and peak * jax.device_count(),
+  )
+
+
+def _train_row(step, name, step_metrics, clock):
+  """Fetches a step's metrics and adds the speed since the last row."""
+  values = {k: float(v) for k, v in jax.device_get(step_metrics).items()}
+  skipped = int(values.pop("skipped_steps"))
+  if skipped >= MAX_SKIPPED_STEPS:
+    raise UserError(
+      f"the loss or gradient was not finite in {skipped} steps in a row up to "
+      f"step {step}; the last checkpoint is from before (lower "
+      "--config.optimizer.learning_rate, or raise warmup_steps)"
+    )
+  row = {"step": step, "split": "train", "phase": name} | values
+  return row | clock.rates(values.get("fill"))
+
+
+def _show(bar, row, summary, num_steps, clock):
+  """Shows a row: in the bar on a terminal, as a line elsewhere."""
+  if row["split"] == "eval":
+    bar.write(f"step {row['step']:,} held out: {summary(row)}")
+  elif bar.disable:
+    left = clock.seconds_per_step * (num_steps - row["step"])
+    print(
+      f"step {row['step']:,}/{num_steps:,} {row['phase']}: {summary(row)}, "
+      f"{row.get('sequences_per_second', 0):,.0f} sequences/s, "
+      f"{datetime.timedelta(seconds=round(left))} left",
+      flush=True,
+    )
+  else:
+    bar.set_postfix_str(
+      f"{summary(row)}, {row.get('sequences_per_second', 0):,.0f} sequences/s"
+    )
