@@ -1,18 +1,11 @@
 """The architecture of a BERT, in Hugging Face's words."""
 
 import dataclasses
-import functools
 
-import jax
 from flax import linen as nn
 
 # Rows of the embedding table come in multiples of a TPU's 128 lanes.
 VOCAB_MULTIPLE = 128
-
-ACTIVATIONS = {
-  "gelu": functools.partial(jax.nn.gelu, approximate=False),
-  "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
-}
 
 
 @dataclasses.dataclass(frozen=True)

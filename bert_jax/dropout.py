@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bert_jax.devices import mesh_of_tpus
+
 
 def dropout(x, rate, key):
   """Zeroes entries at random and scales the others up to keep the mean.
@@ -22,11 +24,10 @@ def dropout(x, rate, key):
   """
   if key is None or rate == 0:
     return x
-  keep = jax.lax.platform_dependent(
-    key,
-    tpu=lambda key: hashed_keep(key, rate, x.shape),
-    default=lambda key: jax.random.bernoulli(key, 1 - rate, x.shape),
-  )
+  if mesh_of_tpus() is None:
+    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+  else:
+    keep = hashed_keep(key, rate, x.shape)
   return jnp.where(keep, x / (1 - rate), 0)
 
 
@@ -34,10 +35,6 @@ def hashed_keep(key, rate, shape):
   """Draws which entries to keep by hashing their indices.
 
   Two rounds of multiply and shift an entry, where Threefry takes twenty.
-
-  The rounds are those of Wellons' lowbias32 (2018, "Prospecting for Hash
-  Functions"), with words of the key and the row between them: rows of two
-  different keys or indices are no permutations of each other.
 
   Args:
     key: PRNG key.
@@ -47,25 +44,59 @@ def hashed_keep(key, rate, shape):
   Returns:
     bool, `shape`.
   """
-  words = jax.random.key_data(key)
-  row = jax.lax.broadcasted_iota(
-    jnp.uint32, (shape[0],) + (1,) * (len(shape) - 1), 0
-  )
-  first = _mix(row ^ words[0], words[1])
-  second = _mix(first ^ words[1], words[0])
-  place = jnp.zeros((1,) * len(shape), jnp.uint32)
+  words = row_words(key, shape[0]).reshape(shape[0], 2, *[1] * (len(shape) - 1))
+  words = jax.lax.bitcast_convert_type(words, jnp.int32)
+  place = jnp.zeros((1,) * len(shape), jnp.int32)
   for i in range(1, len(shape)):
-    index = jax.lax.broadcasted_iota(jnp.uint32, (1, *shape[1:]), i)
-    place = place + index * np.uint32(np.prod(shape[i + 1 :], dtype=np.int64))
-  bits = _mix(place ^ first, second)
+    index = jax.lax.broadcasted_iota(jnp.int32, (1, *shape[1:]), i)
+    stride = np.prod(shape[i + 1 :], dtype=np.int64)
+    place = place + index * np.uint32(stride).astype(np.int32)
+  return keep_at(place, words[:, 0], words[:, 1], rate)
+
+
+def row_words(key, num_rows):
+  """Draws what tells a key's rows apart.
+
+  Args:
+    key: PRNG key.
+    num_rows: int.
+
+  Returns:
+    uint32 [num_rows, 2].
+  """
+  words = jax.lax.bitcast_convert_type(jax.random.key_data(key), jnp.int32)
+  rows = jnp.arange(num_rows, dtype=jnp.int32)
+  first = _mix(rows ^ words[0], words[1])
+  second = _mix(first ^ words[1], words[0])
+  words = jnp.stack([first, second], axis=-1)
+  return jax.lax.bitcast_convert_type(words, jnp.uint32)
+
+
+def keep_at(place, first, second, rate):
+  """Tells which entries of a row to keep.
+
+  The rounds are those of Wellons' lowbias32 (2018, "Prospecting for Hash
+  Functions"), with a word of the row before and between them: rows of two
+  different keys or indices are no permutations of each other.
+
+  Args:
+    place: int32, any shape; an entry's place in its row.
+    first: int32, one word of the row, see `row_words`.
+    second: int32, the other one.
+    rate: probability of False.
+
+  Returns:
+    bool, the shape of all three together.
+  """
   # Signed, since a TPU compares no unsigned numbers.
   threshold = np.int32(round(rate * 2**32) - 2**31)
-  return jax.lax.bitcast_convert_type(bits, jnp.int32) >= threshold
+  return _mix(place ^ first, second) >= threshold
 
 
 def _mix(x, word):
-  """Returns a uint32 hash of uint32 `x`, another one for every `word`."""
-  x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
+  """Returns a hash of int32 `x`, another one for every `word`."""
+  shift = jax.lax.shift_right_logical
+  x = (x ^ shift(x, np.int32(16))) * np.int32(0x7FEB352D)
   x = x + word
-  x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
-  return x ^ (x >> 16)
+  x = (x ^ shift(x, np.int32(15))) * np.uint32(0x846CA68B).astype(np.int32)
+  return x ^ shift(x, np.int32(16))

@@ -6,35 +6,10 @@ Shapes are spelled as in `modeling.py`.
 import jax.numpy as jnp
 from flax import linen as nn
 
-from bert_jax.bert_config import ACTIVATIONS, BertConfig
+from bert_jax.activations import ACTIVATIONS
+from bert_jax.attention import dot_product_attention
+from bert_jax.bert_config import BertConfig
 from bert_jax.dropout import dropout
-
-
-def dot_product_attention(
-  query, key, value, attention_mask, dropout_rate, dropout_key
-):
-  """Lets every position read from the visible ones, head by head.
-
-  Args:
-    query: float [B, L, N, H].
-    key: float [B, L, N, H].
-    value: float [B, L, N, H].
-    attention_mask: bool [B, L]; False marks padding, which nobody reads.
-    dropout_rate: of the attention probabilities.
-    dropout_key: PRNG key, or None for no dropout.
-
-  Returns:
-    float [B, L, N, H], same dtype as `value`.
-  """
-  # M is L again: the position that is read.
-  scores = jnp.einsum("BLNH,BMNH->BNLM", query, key).astype(jnp.float32)
-  scores = scores / query.shape[-1] ** 0.5
-  # The most negative finite number: a row of nothing but padding stays finite.
-  lowest = jnp.finfo(jnp.float32).min
-  scores = jnp.where(attention_mask[:, None, None, :], scores, lowest)
-  probs = nn.softmax(scores, axis=-1).astype(value.dtype)
-  probs = dropout(probs, dropout_rate, dropout_key)
-  return jnp.einsum("BNLM,BMNH->BLNH", probs, value)
 
 
 def create_layer_norm(config):
@@ -44,15 +19,34 @@ def create_layer_norm(config):
   )
 
 
-def create_dense(config, features, axis, name):
-  """Returns a linear map of `axis` to `features`, both int or tuple."""
-  return nn.DenseGeneral(
-    features,
-    axis=axis,
-    dtype=config.dtype,
-    kernel_init=config.kernel_init,
-    name=name,
-  )
+class Dense(nn.Module):
+  """A linear map of the last dimension.
+
+  The heads of attention have dimensions of their own in the parameters, whose
+  sharding needs them, and lie side by side in the arithmetic.
+
+  Attributes:
+    config: architecture, for dtype and initializer.
+    features: tuple, the dimensions of what comes out.
+    inputs: tuple, the dimensions of what comes in; () if they are one.
+  """
+
+  config: BertConfig
+  features: tuple
+  inputs: tuple = ()
+
+  @nn.compact
+  def __call__(self, x):
+    """Maps float [..., in] to float [..., out]."""
+    dtype = self.config.dtype
+    inputs = self.inputs or x.shape[-1:]
+    kernel = self.param(
+      "kernel", self.config.kernel_init, (*inputs, *self.features)
+    )
+    bias = self.param("bias", nn.initializers.zeros, self.features)
+    kernel = kernel.astype(dtype).reshape(x.shape[-1], -1)
+    x = jnp.einsum("...I,IO->...O", x.astype(dtype), kernel)
+    return x + bias.astype(dtype).reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 class SelfAttention(nn.Module):
@@ -74,31 +68,38 @@ class SelfAttention(nn.Module):
       deterministic: if True, no dropout and no "dropout" RNG is needed.
 
     Returns:
-      float [B, L, N, H].
+      float [B, L, D].
     """
     config = self.config
     heads = (config.num_attention_heads, config.head_size)
     return dot_product_attention(
-      create_dense(config, heads, -1, "query")(x),
-      create_dense(config, heads, -1, "key")(x),
-      create_dense(config, heads, -1, "value")(x),
+      Dense(config, heads, name="query")(x),
+      Dense(config, heads, name="key")(x),
+      Dense(config, heads, name="value")(x),
       attention_mask,
+      config.num_attention_heads,
       config.attention_probs_dropout_prob,
       None if deterministic else self.make_rng("dropout"),
     )
 
 
 class SublayerOutput(nn.Module):
-  """The end of both sublayers: `LN(residual + dropout(dense(x)))`."""
+  """The end of both sublayers: `LN(residual + dropout(dense(x)))`.
+
+  Attributes:
+    config: architecture.
+    inputs: see `Dense`.
+  """
 
   config: BertConfig
+  inputs: tuple = ()
 
   @nn.compact
   def __call__(self, x, residual, *, deterministic):
     """Projects to D and adds to what came in.
 
     Args:
-      x: float [B, L, N, H] or [B, L, F].
+      x: float [B, L, D] or [B, L, F].
       residual: float [B, L, D], the sublayer's input.
       deterministic: if True, no dropout and no "dropout" RNG is needed.
 
@@ -106,8 +107,7 @@ class SublayerOutput(nn.Module):
       float [B, L, D].
     """
     config = self.config
-    axes = tuple(range(2, x.ndim))
-    x = create_dense(config, config.hidden_size, axes, "dense")(x)
+    x = Dense(config, (config.hidden_size,), self.inputs, name="dense")(x)
     key = None if deterministic else self.make_rng("dropout")
     x = dropout(x, config.hidden_dropout_prob, key)
     return create_layer_norm(config)(residual + x)
@@ -121,10 +121,12 @@ class Attention(nn.Module):
   @nn.compact
   def __call__(self, x, attention_mask, *, deterministic):
     """Same arguments as `SelfAttention`; returns float [B, L, D]."""
-    y = SelfAttention(self.config, name="self")(
+    config = self.config
+    y = SelfAttention(config, name="self")(
       x, attention_mask, deterministic=deterministic
     )
-    return SublayerOutput(self.config, name="output")(
+    heads = (config.num_attention_heads, config.head_size)
+    return SublayerOutput(config, heads, name="output")(
       y, x, deterministic=deterministic
     )
 
@@ -138,7 +140,7 @@ class Intermediate(nn.Module):
   def __call__(self, x):
     """Maps float [B, L, D] to float [B, L, F]."""
     config = self.config
-    x = create_dense(config, config.intermediate_size, -1, "dense")(x)
+    x = Dense(config, (config.intermediate_size,), name="dense")(x)
     return ACTIVATIONS[config.hidden_act](x)
 
 

@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from bert_jax.bert_config import ACTIVATIONS, BertConfig
+from bert_jax.activations import ACTIVATIONS
+from bert_jax.bert_config import BertConfig
 from bert_jax.dropout import dropout
-from bert_jax.encoder import BertEncoder, create_dense, create_layer_norm
+from bert_jax.encoder import BertEncoder, Dense, create_layer_norm
 
 # Logit of the padding entries of the vocabulary: finite, so that no loss is
 # ever inf - inf, and far below every real logit.
@@ -167,9 +168,7 @@ class BertPooler(nn.Module):
   def __call__(self, x):
     """Maps float [B, L, D] to float [B, D], within -1 and 1."""
     config = self.config
-    return nn.tanh(
-      create_dense(config, config.hidden_size, -1, "dense")(x[:, 0])
-    )
+    return nn.tanh(Dense(config, (config.hidden_size,), name="dense")(x[:, 0]))
 
 
 class BertModel(nn.Module):
@@ -222,7 +221,7 @@ class PredictionTransform(nn.Module):
   def __call__(self, x):
     """Maps float [B, K, D] to the same."""
     config = self.config
-    x = create_dense(config, config.hidden_size, -1, "dense")(x)
+    x = Dense(config, (config.hidden_size,), name="dense")(x)
     return create_layer_norm(config)(ACTIVATIONS[config.hidden_act](x))
 
 

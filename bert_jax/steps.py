@@ -60,6 +60,10 @@ def make_train_step(config, objective, optimizer, schedule, mesh, state):
   )
 
   def train_step(state, batch):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return update(state, batch)
+
+  def update(state, batch):
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
     inputs_key, dropout_key = jax.random.split(key)
     inputs = objective.make_inputs(inputs_key, batch)
