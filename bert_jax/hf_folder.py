@@ -49,13 +49,14 @@ class Tokenization:
   Attributes:
     vocab: list of str, one for each row of the embeddings; None if the folder
       has no vocabulary.
-    lowercase: whether it lower-cases and strips accents.
+    lowercase: whether it lower-cases and strips accents, or None where
+      nothing is said.
     max_length: longest sequence in tokens, or None where nothing is said.
     notes: lines on what our tokenizer does in another way.
   """
 
   vocab: list[str] | None
-  lowercase: bool
+  lowercase: bool | None
   max_length: int | None
   notes: tuple[str, ...]
 
@@ -186,19 +187,21 @@ def load_tokenization(folder, vocab_size):
     for name in ("tokenizer_config.json", "tokenizer.json")
   )
   normalizer = saved.get("normalizer") or {}
-  # transformers' rules: only a tokenizer of no class follows tokenizer.json.
-  lowercase = settings.get("do_lower_case", True)
+  lowercase = settings.get("do_lower_case")
+  # As in transformers: BertTokenizer never asks tokenizer.json.
   if settings.get("tokenizer_class") == "PreTrainedTokenizerFast":
     lowercase = normalizer.get("lowercase", lowercase)
   notes = []
   accents = settings.get("strip_accents", normalizer.get("strip_accents"))
-  if accents not in (None, lowercase):
+  if accents not in (None, lowercase is not False):
     notes.append(
       f"its tokenizer has strip_accents={accents}; here accents are stripped "
       "from lower-cased text and only there"
     )
   if settings.get("tokenize_chinese_chars", True) is not True:
-    notes.append("its tokenizer joins Chinese characters; here they stand apart")
+    notes.append(
+      "its tokenizer joins Chinese characters; here they stand apart"
+    )
   max_length = settings.get("model_max_length")
   return Tokenization(
     vocab=_load_vocab(folder, saved, vocab_size),
@@ -269,7 +272,9 @@ def _load_json(path):
   try:
     value = json.loads(path.read_text(encoding="utf-8"))
   except (OSError, ValueError) as e:
-    raise UserError(f"{path} can't be read: {' '.join(str(e).split())}") from None
+    raise UserError(
+      f"{path} can't be read: {' '.join(str(e).split())}"
+    ) from None
   if not isinstance(value, dict):
     raise UserError(f"{path} is a {type(value).__name__}; expected an object")
   return value

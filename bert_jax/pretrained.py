@@ -153,7 +153,7 @@ def _group(names):
   """Returns a few words for many names: their first parts, with counts."""
   groups = {}
   for name in names:
-    group = ".".join(name.replace("/", ".").split(".")[:2])
+    group = ".".join(name.replace("/", ".").split(".")[:-1][:2])
     groups[group] = groups.get(group, 0) + 1
   return ", ".join(f"{group} ({count})" for group, count in groups.items())
 
@@ -192,7 +192,7 @@ def _load_hf_folder(folder):
     bert_config=bert_config,
     params=params,
     vocab=text.vocab,
-    lowercase=text.lowercase,
+    lowercase=text.lowercase is not False,  # transformers' default
     max_length=min(text.max_length or positions, positions),
     unused=unused,
     notes=text.notes,
@@ -205,7 +205,11 @@ def _load_tf_checkpoint(prefix):
   tensors = tf_checkpoint.load_tensors(prefix)
   params, unused = hf.from_hf(tensors, bert_config)
   text = hf_folder.load_tokenization(folder, bert_config.vocab_size)
-  lowercase, reason = tf_checkpoint.guess_lowercase(folder, text.vocab or ())
+  lowercase, notes = text.lowercase, text.notes
+  if lowercase is None:
+    lowercase, reason = tf_checkpoint.guess_lowercase(folder, text.vocab or ())
+    casing = "lower-cased" if lowercase else "cased"
+    notes = (*notes, f"taken to be {casing}: {reason}")
   return Pretrained(
     source=str(prefix),
     bert_config=bert_config,
@@ -214,5 +218,5 @@ def _load_tf_checkpoint(prefix):
     lowercase=lowercase,
     max_length=bert_config.max_position_embeddings,
     unused=unused,
-    notes=(*text.notes, f"taken to be lower-cased: {reason}" if lowercase else f"taken to be cased: {reason}"),
+    notes=notes,
   )

@@ -65,10 +65,11 @@ def load_tensors(prefix):
     names = sorted(reader.get_variable_to_shape_map())
     kept = [name for name in names if not _OPTIMIZER.fullmatch(name)]
     return dict(_to_hf(name, reader.get_tensor(name)) for name in kept)
-  except (tf.errors.OpError, RuntimeError, ValueError) as e:
+  except Exception as e:  # whatever a damaged file makes the reader raise
     reason = " ".join(str(e).split())[:200]
     raise UserError(
-      f"{prefix} can't be read: {reason} (expected whole .index and .data files)"
+      f"{prefix} can't be read: {reason} (expected whole .index and .data "
+      "files)"
     ) from None
 
 
