@@ -202,6 +202,12 @@ def load_tokenization(folder, vocab_size):
     notes.append(
       "its tokenizer joins Chinese characters; here they stand apart"
     )
+  added = [token["content"] for token in saved.get("added_tokens", ())]
+  if more := [token for token in added if token not in SPECIAL_TOKENS]:
+    notes.append(
+      f"its tokenizer finds {len(more)} added tokens in text, such as "
+      f"{more[0]!r}; here they are read as words"
+    )
   max_length = settings.get("model_max_length")
   return Tokenization(
     vocab=_load_vocab(folder, saved, vocab_size),

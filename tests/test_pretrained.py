@@ -337,6 +337,26 @@ def test_tokenizer_json_alone_gives_vocabulary_and_casing(tmp_path, lowercase):
   assert pretrained.max_length == 20
 
 
+def test_what_our_tokenizer_does_in_another_way_is_told(tmp_path):
+  folder = save_bin(tmp_path / "in", create_model())
+  tokenizer = transformers.BertTokenizer(
+    vocab=str(folder / "vocab.txt"),
+    strip_accents=False,
+    tokenize_chinese_chars=False,
+  )
+  tokenizer.add_tokens(["the river"])
+  tokenizer.save_pretrained(folder)
+  model = create_model(vocab_size=len(VOCAB) + 1)
+  torch.save(model.state_dict(), folder / "pytorch_model.bin")
+  model.config.save_pretrained(folder)
+  pretrained = load_init(folder)
+  assert pretrained.vocab == [*VOCAB, "the river"]
+  accents, chinese, added = pretrained.notes
+  assert "strip_accents=False" in accents
+  assert "Chinese" in chinese
+  assert "1 added tokens in text, such as 'the river'" in added
+
+
 def test_folder_without_a_model_says_what_was_expected(tmp_path):
   with pytest.raises(UserError, match="holds no model; expected a workdir"):
     load_init(tmp_path)
