@@ -19,6 +19,7 @@ CHANGEABLE = (
   "phase1.num_steps",
   "phase2.num_steps",
   "corpus.dir",
+  "corpus.vocab_file",  # the corpus holds what was in it
   "mesh",
   "eval",
   "checkpoint",

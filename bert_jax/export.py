@@ -16,7 +16,7 @@ from absl import flags
 from etils import epath
 from jax.sharding import SingleDeviceSharding
 
-from bert_jax import checkpointing, command, hf, metrics
+from bert_jax import checkpointing, command, continuation, hf, metrics
 from bert_jax import workdir as workdir_lib
 from bert_jax.config import num_train_steps
 from bert_jax.data.vocabulary import load_vocabulary
@@ -35,7 +35,7 @@ tags:
 
 # BERT, {num_layers} layers of {hidden_size}, after {step:,} steps
 
-Pretrained from scratch with bert_jax, a JAX implementation of BERT ([Devlin et
+{beginning} with bert_jax, a JAX implementation of BERT ([Devlin et
 al. 2018](https://arxiv.org/abs/1810.04805)): masked language model and next
 sentence prediction.
 
@@ -118,6 +118,7 @@ def _model_card(config, workdir, vocab, heads, step):
     pipeline_tag="feature-extraction" if heads == "encoder" else "fill-mask",
     heads=heads,
     step=step,
+    beginning=_beginning(workdir),
     num_steps=num_train_steps(config),
     source=", ".join(map(_without_folder, sources)),
     corpus=corpus,
@@ -140,6 +141,14 @@ def _model_card(config, workdir, vocab, heads, step):
     weight_decay=optimizer.weight_decay,
     held_out=_held_out_table(workdir, step),
   )
+
+
+def _beginning(workdir):
+  """Returns the words for where the weights came from."""
+  init = continuation.load_init_record(workdir)
+  if init is None:
+    return "Pretrained from scratch"
+  return f"Pretraining of `{_without_folder(init.source)}` continued"
 
 
 def _without_folder(source):

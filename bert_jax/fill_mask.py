@@ -1,23 +1,17 @@
-"""Fills the [MASK] of a sentence with an exported model, without torch.
+"""Fills the [MASK] of a sentence with any pretrained model, without torch.
 
 python -m bert_jax.fill_mask --model=H --text='The [MASK] of the people.'
 """
 
 import jax
 import jax.numpy as jnp
-import tokenizers
 from absl import flags
-from etils import epath
 
-from bert_jax import command, hf
+from bert_jax import command
+from bert_jax.data.tokenization import create_tokenizer
 from bert_jax.errors import UserError
-from bert_jax.modeling import BertForPreTraining
-
-
-def load_tokenizer(folder):
-  """Returns the `tokenizers.Tokenizer` of an exported folder."""
-  text = (epath.Path(folder) / "tokenizer.json").read_text()
-  return tokenizers.Tokenizer.from_str(text)
+from bert_jax.modeling import BertForPreTraining, create_params
+from bert_jax.pretrained import load_init, take_over
 
 
 def fill_mask(params, config, tokenizer, text, num_fillings=5):
@@ -61,8 +55,16 @@ def main(argv):
   folder, texts = flags.FLAGS.model, flags.FLAGS.text
   if not folder or not texts:
     raise UserError("expected --model=FOLDER and --text='... [MASK] ...'")
-  params, config = hf.load_pretrained(folder)
-  tokenizer = load_tokenizer(folder)
+  pretrained = load_init(folder)
+  config = pretrained.bert_config
+  params, fresh = take_over(
+    create_params(config, jax.random.key(0)), pretrained
+  )
+  if pretrained.vocab is None or "cls/predictions/bias" in fresh:
+    raise UserError(
+      f"{folder} has no vocabulary or no masked-LM head; expected both"
+    )
+  tokenizer = create_tokenizer(pretrained.vocab, pretrained.lowercase)
   for text in texts:
     fillings = fill_mask(params, config, tokenizer, text)
     print(text)
@@ -71,6 +73,6 @@ def main(argv):
 
 
 if __name__ == "__main__":
-  flags.DEFINE_string("model", None, "Folder that export wrote.")
+  flags.DEFINE_string("model", None, "Exported folder, workdir or any BERT.")
   flags.DEFINE_multi_string("text", [], "Text with a [MASK].")
   command.run(main)

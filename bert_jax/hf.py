@@ -1,7 +1,8 @@
 """Weights and folders in Hugging Face's form, without torch or transformers.
 
 Our parameter names are Hugging Face's but for the spelling; `_LAYOUTS` says
-how the arrays differ. Both directions read that one table.
+how the arrays differ. Both directions read that one table. `hf_folder.py`
+reads folders, here they are written.
 """
 
 import dataclasses
@@ -63,8 +64,14 @@ _LAYOUTS = (
   (r".*", lambda x, _: x, lambda x, shape: x),
 )
 
+# Copies that some files hold, and what they are copies of.
+_TIED = {
+  "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+  "cls.predictions.decoder.bias": "cls.predictions.bias",
+}
+
 # Hugging Face's "dtype" is that of the file, ours that of the arithmetic.
-_SHARED_FIELDS = tuple(
+SHARED_FIELDS = tuple(
   field.name
   for field in dataclasses.fields(BertConfig)
   if field.name != "dtype"
@@ -96,7 +103,7 @@ def to_hf(params, config, heads):
   for path, array in _flatten(params).items():
     if path.startswith(excluded):
       continue
-    name = _hf_name(path)
+    name = hf_name(path)
     if heads == "encoder":
       name = name.removeprefix("bert.")
     tensor = _to_tensor(path, config, np.asarray(array, np.float32))
@@ -110,43 +117,66 @@ def from_hf(tensors, config):
 
   Args:
     tensors: dict of name to numpy array, of any BERT class. Names without
-      the "bert." prefix and TensorFlow's LayerNorm names are understood;
-      tensors of other heads are passed over.
+      the "bert." prefix and TensorFlow's LayerNorm names are understood.
     config: `BertConfig`.
 
   Returns:
-    Nested dict of float32 numpy arrays. The pooler and the pretraining heads
-    are there if the tensors hold them.
+    params: nested dict of float32 numpy arrays. The pooler and the
+      pretraining heads are there if the tensors hold them.
+    unused: tuple of names that have no place in it, such as another head's;
+      buffers and copies of tied tensors are not among them.
 
   Raises:
     UserError: a tensor of the embeddings or the encoder is missing, or a
       shape does not fit `config`.
   """
-  found = {
-    re.sub(r"gamma$", "weight", re.sub(r"beta$", "bias", name)): tensor
-    for name, tensor in tensors.items()
-  }
+  found = {_modern_name(name): name for name in tensors}
   shapes = jax.eval_shape(lambda: create_params(config, jax.random.key(0)))
-  params = {}
+  params, used = {}, set()
   for path, abstract in _flatten(shapes).items():
-    name = _hf_name(path)
-    tensor = found.get(name, found.get(name.removeprefix("bert.")))
-    if tensor is None:
+    name = hf_name(path)
+    spelled = found.get(name)
+    if spelled is None:
       if path.startswith(("bert/embeddings", "bert/encoder")):
         raise UserError(f"the weights have no {name}; expected a whole BERT")
       continue
-    expected = jax.eval_shape(
-      functools.partial(_to_tensor, path, config), abstract
+    used.add(spelled)
+    params[path] = _from_tensor(path, config, tensors[spelled], abstract)
+  unused = tuple(
+    spelled
+    for name, spelled in found.items()
+    if spelled not in used
+    and not name.endswith("position_ids")
+    and not _is_tied_copy(name, tensors[spelled], found, tensors)
+  )
+  return flax.traverse_util.unflatten_dict(params, sep="/"), unused
+
+
+def _modern_name(name):
+  """Spells a tensor of any BERT class as `BertForPreTraining` does today."""
+  name = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))
+  return re.sub(r"^(?=(embeddings|encoder|pooler)\.)", "bert.", name)
+
+
+def _is_tied_copy(name, tensor, found, tensors):
+  """Tells whether a tensor repeats the one it is tied to."""
+  original = found.get(_TIED.get(name))
+  return original is not None and np.array_equal(tensor, tensors[original])
+
+
+def _from_tensor(path, config, tensor, abstract):
+  """Returns a parameter of one of Hugging Face's tensors."""
+  expected = jax.eval_shape(
+    functools.partial(_to_tensor, path, config), abstract
+  )
+  if tensor.shape != expected.shape:
+    raise UserError(
+      f"{hf_name(path)} has shape {tensor.shape}; expected {expected.shape} "
+      f"from {CONFIG_FILE}"
     )
-    if tensor.shape != expected.shape:
-      raise UserError(
-        f"{name} has shape {tensor.shape}; expected {expected.shape} from "
-        f"{CONFIG_FILE}"
-      )
-    _, from_tensor = _layout(path)
-    array = from_tensor(np.asarray(tensor, np.float32), abstract.shape)
-    params[path] = np.ascontiguousarray(array)
-  return flax.traverse_util.unflatten_dict(params, sep="/")
+  _, from_tensor = _layout(path)
+  array = from_tensor(np.asarray(tensor, np.float32), abstract.shape)
+  return np.ascontiguousarray(array)
 
 
 def save_pretrained(
@@ -209,42 +239,13 @@ def save_pretrained(
   unfinished.rename(output_dir)
 
 
-def load_pretrained(input_dir):
-  """Reads the weights of a Hugging Face BERT folder.
-
-  Args:
-    input_dir: path of a folder with config.json and model.safetensors.
-
-  Returns:
-    params: nested dict of float32 numpy arrays, as from `from_hf`.
-    config: `BertConfig`; its dtype is float32.
-
-  Raises:
-    UserError: a file is missing, or the model is not a BERT of this kind.
-  """
-  input_dir = epath.Path(input_dir)
-  for name in (CONFIG_FILE, WEIGHTS_FILE):
-    if not (input_dir / name).exists():
-      raise UserError(f"{input_dir} has no {name}; expected an exported BERT")
-  saved = json.loads((input_dir / CONFIG_FILE).read_text())
-  for key, known in (("model_type", ["bert"]), ("hidden_act", ACTIVATIONS)):
-    if saved.get(key) not in known:
-      raise UserError(
-        f"{key} is {saved.get(key)!r} in {input_dir / CONFIG_FILE}; "
-        f"expected {' or '.join(known)}"
-      )
-  config = BertConfig(**{name: saved[name] for name in _SHARED_FIELDS})
-  tensors = safetensors.numpy.load((input_dir / WEIGHTS_FILE).read_bytes())
-  return from_hf(tensors, config), config
-
-
 def _flatten(params):
   """Returns {"bert/pooler/dense/bias": array, ...} of nested parameters."""
   return flax.traverse_util.flatten_dict(params, sep="/")
 
 
-def _hf_name(path):
-  """Spells a parameter's path as Hugging Face does."""
+def hf_name(path):
+  """Spells a parameter's path, such as "bert/pooler/dense/bias", their way."""
   path = re.sub(r"/layer_(\d+)/", r"/layer/\1/", path)
   path = re.sub(r"/(kernel|scale)$", "/weight", path)
   path = re.sub(r"_embeddings$", "_embeddings/weight", path)
@@ -271,7 +272,7 @@ def _hf_config(config, heads, vocab):
   return {
     "architectures": [architecture],
     "model_type": "bert",
-    **{name: getattr(config, name) for name in _SHARED_FIELDS},
+    **{name: getattr(config, name) for name in SHARED_FIELDS},
     "dtype": "float32",
     "pad_token_id": vocab.index("[PAD]"),
     "tie_word_embeddings": True,

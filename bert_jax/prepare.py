@@ -24,7 +24,7 @@ import numpy as np
 import tqdm
 from etils import epath
 
-from bert_jax import command
+from bert_jax import command, continuation
 from bert_jax import workdir as workdir_lib
 from bert_jax.config import validate
 from bert_jax.data import corpus as corpus_lib
@@ -43,12 +43,13 @@ _COUNTED_TOKENS = 2**24  # at once
 _REPORT_EXAMPLES = 20_000
 
 
-def prepare(config, workdir):
+def prepare(config, workdir, extend_vocab=0):
   """Prepares the corpus of a run, unless that is done already.
 
   Args:
     config: validated settings.
     workdir: the run's folder.
+    extend_vocab: pieces of the text to add to `corpus.vocab_file`.
 
   Returns:
     `pathlib.Path` of the corpus.
@@ -59,7 +60,7 @@ def prepare(config, workdir):
   """
   directory = workdir_lib.corpus_dir(config, workdir)
   found = sources.open_sources(config.corpus)
-  settings = _settings(config.corpus, found)
+  settings = _settings(config.corpus, found, extend_vocab)
   manifest = corpus_lib.load_manifest(directory)
   if manifest is None:
     try:
@@ -84,8 +85,8 @@ def prepare(config, workdir):
   return directory
 
 
-def _settings(corpus, found):
-  """Returns what the bytes of the corpus depend on, as a JSON-able dict."""
+def _settings(corpus, found, extend_vocab):
+  """Returns what the corpus depends on, as a JSON-able dict."""
   settings = {
     "source": f"{len(found)} sources of {_stored_bytes(found)} bytes",
     "source_digest": _digest(f"{s.name} {s.num_bytes}" for s in found),
@@ -96,7 +97,8 @@ def _settings(corpus, found):
   }
   if corpus.vocab_file:
     vocab = vocabulary.load_vocabulary(corpus.vocab_file)
-    return settings | {"vocab_digest": _digest(vocab)}
+    settings |= {"vocab_digest": _digest(vocab)}
+    return settings | ({"extend_vocab": extend_vocab} if extend_vocab else {})
   return settings | {"vocab_size": corpus.vocab_size}
 
 
@@ -114,7 +116,7 @@ def _write_corpus(config, found, settings, directory):
       done = f"{writer.num_chunks:,} chunks"
       print(f"corpus: continuing in {directory} after {done}")
     else:
-      vocab = _create_vocabulary(config.corpus, found)
+      vocab = _create_vocabulary(config.corpus, found, settings)
       vocabulary.save_vocabulary(directory / "vocab.txt", vocab)
     counted = time.monotonic()
     for encoded in _encoded_chunks(config.corpus, found, directory, writer):
@@ -135,11 +137,15 @@ def _write_corpus(config, found, settings, directory):
   )
 
 
-def _create_vocabulary(corpus, found):
-  """Reads the vocabulary given, or trains one on the text."""
-  if corpus.vocab_file:
-    return vocabulary.load_vocabulary(corpus.vocab_file)
-  return _train_vocabulary(corpus, found)
+def _create_vocabulary(corpus, found, settings):
+  """Reads the vocabulary given, with pieces of the text, or trains one."""
+  if not corpus.vocab_file:
+    return _train_vocabulary(corpus, found)
+  vocab = vocabulary.load_vocabulary(corpus.vocab_file)
+  if "extend_vocab" not in settings:
+    return vocab
+  words = _count_words(corpus, found)
+  return vocabulary.extend_vocabulary(vocab, words, settings["extend_vocab"])
 
 
 def _encoded_chunks(corpus, found, directory, writer):
@@ -156,8 +162,8 @@ def _encoded_chunks(corpus, found, directory, writer):
   yield from _ordered_map(encode, chunks, _text_bytes(found))
 
 
-def _train_vocabulary(corpus, found):
-  """Counts words over the corpus, evenly spread, and trains on them."""
+def _count_words(corpus, found):
+  """Counts normalised words over the corpus, evenly spread."""
   stride = 1 + _text_bytes(found) // VOCABULARY_BYTES
   chunks = itertools.islice(_chunks(found, "counting words"), 0, None, stride)
   counts = collections.Counter()
@@ -171,6 +177,11 @@ def _train_vocabulary(corpus, found):
   if not words:
     names = ", ".join(s.name for s in found[:3])
     raise UserError(f"there is no text in {names}; expected documents")
+  return words
+
+
+def _train_vocabulary(corpus, found):
+  words = _count_words(corpus, found)
   vocab, left_out = vocabulary.train_vocabulary(words, corpus.vocab_size)
   if left_out:
     share = sum(words[w] for w in words if set(w) & set(left_out))
@@ -375,11 +386,14 @@ def main(argv):
   """Runs the command."""
   del argv
   config, workdir = command.config_and_workdir()
-  validate(config)
+  init = continuation.init_from_flags()
   with workdir_lib.run_lock(epath.Path(workdir)):
-    prepare(config, workdir)
+    config, init = continuation.begin(config, epath.Path(workdir), init)
+    validate(config)
+    prepare(config, workdir, init.extend_vocab if init else 0)
 
 
 if __name__ == "__main__":
   command.define_config_flags()
+  continuation.define_flags()
   command.run(main)

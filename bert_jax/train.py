@@ -4,7 +4,8 @@
 
 Where a run starts from, in this order:
   1. the newest whole checkpoint in <workdir>/checkpoints
-  2. fresh weights from config.seed
+  2. the model of --init (see continuation.py)
+  3. fresh weights from config.seed
 Prepares the corpus first if that has not been done. A run killed at any moment
 and started again goes on as if nothing had been: the loss of every later step
 is the same to the bit.
@@ -19,6 +20,7 @@ from etils import epath
 from bert_jax import (
   checkpointing,
   command,
+  continuation,
   flops,
   metrics,
   partitioning,
@@ -36,12 +38,13 @@ from bert_jax.host_memory import keep_freed_memory
 from bert_jax.prepare import prepare
 
 
-def train(config, workdir):
+def train(config, workdir, init=None):
   """Trains a run to its end, or until a signal asks it to stop.
 
   Args:
     config: the run's settings.
     workdir: its folder, str or path.
+    init: `continuation.Init`, the model to go on with, or None.
 
   Returns:
     the number of the signal that stopped the run, or None at its end.
@@ -50,24 +53,26 @@ def train(config, workdir):
     UserError: settings, text or workdir are not as they must be, or the loss
       is not finite any more.
   """
-  validate(config)
   keep_freed_memory()
   workdir = epath.Path(workdir)
   with workdir_lib.run_lock(workdir):
+    config, init = continuation.begin(config, workdir, init)
+    validate(config)
     workdir_lib.check_config(config, workdir)
     run_lib.create_mesh(config)  # what does not fit is told before the work
-    corpus = open_corpus(prepare(config, workdir))
+    extend_vocab = init.extend_vocab if init else 0
+    corpus = open_corpus(prepare(config, workdir, extend_vocab))
     run = run_lib.create_run(config, corpus)
     workdir_lib.save_config(config, workdir)
     manager = checkpointing.create_manager(config.checkpoint, workdir)
     try:
-      return _train_from_newest(run, workdir, manager)
+      return _train_from_newest(run, workdir, manager, init)
     finally:
       manager.close()
 
 
-def _train_from_newest(run, workdir, manager):
-  state = _restore_or_create(run, manager)
+def _train_from_newest(run, workdir, manager, init):
+  state = _restore_or_create(run, manager, init)
   num_steps = num_train_steps(run.config)
   if int(state.step) >= num_steps:
     print(f"train: {workdir} is finished: all {num_steps:,} steps are done")
@@ -97,12 +102,18 @@ def _train_from_newest(run, workdir, manager):
   return None
 
 
-def _restore_or_create(run, manager):
+def _restore_or_create(run, manager, init):
   found = checkpointing.restore_newest(
     manager, run_lib.abstract_sharded_state(run)
   )
-  if found is None:
+  if found is None and init is None:
     return run_lib.create_state(run)
+  if found is None:
+    state = continuation.create_initial_state(run, init)
+    # From here on the run does not need its source.
+    checkpointing.save(manager, state, run.config, run.corpus.fingerprint)
+    manager.wait_until_finished()
+    return state
   state, meta = found
   if meta["corpus_fingerprint"] != run.corpus.fingerprint:
     raise UserError(
@@ -176,7 +187,9 @@ def _summary(row):
 def main(argv):
   """Runs the command."""
   del argv
-  stopped_by = train(*command.config_and_workdir())
+  stopped_by = train(
+    *command.config_and_workdir(), continuation.init_from_flags()
+  )
   # Preemption is an expected end; somebody at the keyboard wanted a stop.
   if stopped_by == signal.SIGINT:
     sys.exit(128 + stopped_by)
@@ -184,4 +197,5 @@ def main(argv):
 
 if __name__ == "__main__":
   command.define_config_flags()
+  continuation.define_flags()
   command.run(main)

@@ -12,9 +12,10 @@ import torch
 import transformers
 from etils import epath
 
-from bert_jax import checkpointing, export, fill_mask, hf, metrics
+from bert_jax import checkpointing, export, fill_mask, metrics
 from bert_jax import workdir as workdir_lib
 from bert_jax.config import default_config
+from bert_jax.data.tokenization import create_tokenizer
 from bert_jax.data.vocabulary import save_vocabulary
 from bert_jax.errors import UserError
 from bert_jax.modeling import (
@@ -23,6 +24,7 @@ from bert_jax.modeling import (
   create_params,
 )
 from bert_jax.optimizer import create_optimizer
+from bert_jax.pretrained import load_init
 from bert_jax.train_state import create_train_state
 
 VOCAB = [
@@ -97,10 +99,15 @@ def test_the_exported_logits_are_the_runs(workdir, tmp_path, caplog):
       token_type_ids=torch.tensor(types),
       attention_mask=torch.tensor(mask),
     )
-  params, config = hf.load_pretrained(tmp_path / "hf")
+  exported = load_init(tmp_path / "hf")
   positions = np.arange(10)[None]
-  mlm, nsp = BertForPreTraining(config).apply(
-    {"params": params}, ids, types, mask, positions, deterministic=True
+  mlm, nsp = BertForPreTraining(exported.bert_config).apply(
+    {"params": exported.params},
+    ids,
+    types,
+    mask,
+    positions,
+    deterministic=True,
   )
   np.testing.assert_allclose(
     mlm[:, :, : len(VOCAB)], theirs.prediction_logits[:, :10], atol=1e-4
@@ -111,8 +118,8 @@ def test_the_exported_logits_are_the_runs(workdir, tmp_path, caplog):
 def test_an_older_step_can_be_exported(workdir, tmp_path):
   export.export(workdir, tmp_path / "old", step=3)
   export.export(workdir, tmp_path / "new", step=5)
-  old, _ = hf.load_pretrained(tmp_path / "old")
-  new, _ = hf.load_pretrained(tmp_path / "new")
+  old = load_init(tmp_path / "old").params
+  new = load_init(tmp_path / "new").params
   expected = create_params(
     create_bert_config(workdir_lib.load_config(workdir), len(VOCAB)),
     jax.random.key(3),
@@ -157,10 +164,13 @@ def test_our_fillings_are_the_pipelines(workdir, tmp_path):
   pipeline = transformers.pipeline("fill-mask", str(tmp_path / "hf"))
   theirs = pipeline("the river [MASK] the stone.", top_k=3)
   export.export(workdir, tmp_path / "all")
-  params, config = hf.load_pretrained(tmp_path / "all")
-  tokenizer = fill_mask.load_tokenizer(tmp_path / "all")
+  exported = load_init(tmp_path / "all")
   ours = fill_mask.fill_mask(
-    params, config, tokenizer, "the river [MASK] the stone.", num_fillings=3
+    exported.params,
+    exported.bert_config,
+    create_tokenizer(exported.vocab, exported.lowercase),
+    "the river [MASK] the stone.",
+    num_fillings=3,
   )
   assert [t["token_str"].replace(" ", "") for t in theirs] == [
     token.removeprefix("##") for token, _ in ours

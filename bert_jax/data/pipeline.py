@@ -40,13 +40,23 @@ def iterate_batches(examples, batch_size, start, end, rows=slice(None)):
     yield from dataset
 
 
-def _tf_dataset(build, start, end):
+def import_tensorflow():
+  """Returns the module, kept quiet and away from accelerators.
+
+  Raises:
+    ModuleNotFoundError: it is not installed.
+  """
   # Before the import, which is chatty otherwise; oneDNN is for arithmetic.
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
   import tensorflow as tf
 
   tf.config.set_visible_devices([], "GPU")
+  return tf
+
+
+def _tf_dataset(build, start, end):
+  tf = import_tensorflow()
   sample = build(start)
   names = list(sample)
   types = [tf.as_dtype(array.dtype) for array in sample.values()]

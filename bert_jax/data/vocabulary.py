@@ -11,6 +11,7 @@ import os
 import tempfile
 
 import sentencepiece
+from etils import epath
 
 from bert_jax.data.tokenization import (
   SPECIAL_TOKENS,
@@ -118,6 +119,60 @@ def train_vocabulary(words, vocab_size):
   return list(vocab), left_out
 
 
+def extend_vocabulary(vocab, words, num_pieces):
+  """Adds the pieces of a text that a vocabulary lacks.
+
+  They are sentencepiece's, the most frequent first, but for those with
+  characters that the vocabulary can't spell.
+
+  Args:
+    vocab: list of tokens.
+    words: Counter of normalised words.
+    num_pieces: number of entries to add.
+
+  Returns:
+    list of tokens: `vocab`, then `num_pieces` new ones.
+
+  Raises:
+    UserError: the text has too few pieces that are new.
+  """
+  ids = {token: i for i, token in enumerate(vocab)}
+  # So many that only a text of few words could yield too few new ones.
+  new = [
+    piece
+    for piece in dict.fromkeys(_bpe_pieces(words, len(vocab) + num_pieces))
+    if piece not in ids and split_piece(piece, ids)
+  ]
+  if len(new) < num_pieces:
+    raise UserError(
+      f"--extend_vocab={num_pieces}, but the text yields only {len(new)} "
+      "pieces that the vocabulary lacks; expected at most that"
+    )
+  return [*vocab, *new[:num_pieces]]
+
+
+def split_piece(piece, ids):
+  """Spells a piece with the tokens of a vocabulary, longest first.
+
+  Args:
+    piece: str, with "##" if it continues a word.
+    ids: dict whose keys are the tokens.
+
+  Returns:
+    list of tokens as WordPiece finds them; None if there is no spelling.
+  """
+  prefix = "##" if piece.startswith("##") else ""
+  rest, found = piece.removeprefix("##"), []
+  while rest:
+    ends = range(len(rest), 0, -1)
+    end = next((e for e in ends if prefix + rest[:e] in ids), None)
+    if end is None:
+      return None
+    found.append(prefix + rest[:end])
+    rest, prefix = rest[end:], "##"
+  return found
+
+
 def _bpe_pieces(words, num_pieces):
   """Returns sentencepiece's BPE pieces in WordPiece spelling, best first."""
   if not words:
@@ -168,8 +223,8 @@ def load_vocabulary(path):
       tokens or too many of them.
   """
   try:
-    with open(path, encoding="utf-8", newline="\n") as f:
-      vocab = f.read().removesuffix("\n").replace("\r", "").split("\n")
+    text = epath.Path(path).read_bytes().decode("utf-8")
+    vocab = text.removesuffix("\n").replace("\r", "").split("\n")
   except (OSError, UnicodeDecodeError) as e:
     raise UserError(f"vocabulary {path} can't be read: {e}") from None
   missing = [token for token in SPECIAL_TOKENS if token not in vocab]
@@ -190,5 +245,5 @@ def load_vocabulary(path):
 
 def save_vocabulary(path, vocab):
   """Writes `vocab` as a vocab.txt."""
-  with open(path, "w", encoding="utf-8", newline="\n") as f:
-    f.writelines(token + "\n" for token in vocab)
+  text = "".join(token + "\n" for token in vocab)
+  epath.Path(path).write_bytes(text.encode("utf-8"))

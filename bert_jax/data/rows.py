@@ -1,0 +1,75 @@
+"""Reads rows of text for a model to look at: one text or pair a line."""
+
+import gzip
+import json
+import zlib
+
+from etils import epath
+
+from bert_jax.errors import UserError
+
+SUFFIXES = (".txt", ".jsonl", ".txt.gz", ".jsonl.gz")
+PAIR_KEY = "text_pair"
+
+
+def iterate_rows(path, text_key):
+  """Yields the rows of a file, one at a time.
+
+  Args:
+    path: str or path ending in one of `SUFFIXES`.
+    text_key: key of the text in JSON records; a second text may lie under
+      "text_pair".
+
+  Yields:
+    (text, second text or None), both str; an empty line of a .txt file is an
+    empty text.
+
+  Raises:
+    UserError: the file or one of its rows can't be read; names the row.
+  """
+  path = epath.Path(path)
+  if not path.name.endswith(SUFFIXES):
+    raise UserError(f"{path} should end in {', '.join(SUFFIXES)}")
+  is_json = path.name.removesuffix(".gz").endswith(".jsonl")
+  for number, line in enumerate(_lines(path), start=1):
+    try:
+      text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+      row = _parse(text, text_key) if is_json else (text, None)
+    except ValueError as e:
+      raise UserError(f"{path} row {number} can't be read: {e}") from None
+    yield row
+
+
+def _lines(path):
+  """Yields the lines of a file, as bytes without their ends."""
+  try:
+    with path.open("rb") as file:
+      lines = gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file
+      for line in lines:
+        yield line.rstrip(b"\r\n")
+  except (OSError, EOFError, zlib.error) as e:
+    raise UserError(f"{path} can't be read: {e}") from None
+
+
+def _parse(line, text_key):
+  """Returns the texts of a JSON record; raises ValueError without any."""
+  record = json.loads(line)
+  if not isinstance(record, dict):
+    raise ValueError(
+      f"it is a JSON {type(record).__name__}; expected an object with text "
+      f"under {text_key!r}"
+    )
+  text, pair = record.get(text_key), record.get(PAIR_KEY)
+  if not isinstance(text, str):
+    raise ValueError(
+      f"no text under {text_key!r} (it has: "
+      f"{', '.join(map(repr, record)) or 'nothing'}); set --text_key"
+    )
+  if not isinstance(pair, str | None):
+    raise ValueError(f"{PAIR_KEY!r} is a {type(pair).__name__}; expected text")
+  return _whole(text), None if pair is None else _whole(pair)
+
+
+def _whole(text):
+  """Replaces half characters, which JSON can spell and UTF-8 can't."""
+  return text.encode("utf-8", "replace").decode("utf-8")
