@@ -59,9 +59,14 @@ def prepare(config, workdir, extend_vocab=0):
       settings in the same place. Nothing half-written stays behind.
   """
   directory = workdir_lib.corpus_dir(config, workdir)
-  found = sources.open_sources(config.corpus)
-  settings = _settings(config.corpus, found, extend_vocab)
   manifest = corpus_lib.load_manifest(directory)
+  try:
+    found = sources.open_sources(config.corpus)
+    settings = _settings(config.corpus, found, extend_vocab)
+  except UserError:
+    if manifest is None:
+      raise
+    settings = manifest["settings"]  # prepared elsewhere, its text is not here
   if manifest is None:
     try:
       _write_corpus(config, found, settings, directory)

@@ -1,0 +1,1 @@
+"""A Google Cloud of folders and processes, for the tests of launch/."""
