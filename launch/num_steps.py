@@ -1,6 +1,6 @@
 """Prints how many steps a run has, and refuses settings that are wrong.
 
-    python launch/num_steps.py --config=C --config.a.b=value
+python launch/num_steps.py --config=C --config.a.b=value
 """
 
 from bert_jax import command

@@ -98,9 +98,10 @@ is_not_found() {
   grep -qiE 'not[ _]found' "$1"
 }
 
-# last_line FILE: prints the last line that says something.
-last_line() {
-  grep -v '^[[:space:]]*$' "$1" | tail -n 1 | cut -c 1-300
+# error_line FILE: prints the line with an error, else the last one.
+error_line() {
+  { grep -m 1 ERROR "$1" || grep -v '^[[:space:]]*$' "$1" | tail -n 1; } |
+    cut -c 1-300
 }
 
 # look: sets slice_kind and slice_word and keeps the ledger. Kinds:
@@ -174,7 +175,7 @@ logs() {
 }
 
 watch() {
-  limit=0 slice_ssh "$(slice_workers | head -n 1)" 'tail -n 20 -F bert/train.log'
+  limit=0 slice_ssh "$(first_worker)" 'tail -n 20 -F bert/train.log'
 }
 
 # Everything that counts lies in the bucket: this needs no slice.
@@ -254,6 +255,8 @@ usage() {
 }
 
 main() {
+  ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 404)) ||
+    fail "bash is $BASH_VERSION; expected 4.4 or newer"
   local command="${1:-help}" settings=launch/settings.sh argument
   shift || true
   for argument in "$@"; do

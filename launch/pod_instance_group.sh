@@ -64,7 +64,7 @@ slice_state() {
   elif is_not_found "$errors"; then
     echo "absent NOT_FOUND"
   else
-    echo "unknown $(last_line "$errors")"
+    echo "unknown $(error_line "$errors")"
   fi
   rm -f "$errors"
 }

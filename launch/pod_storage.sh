@@ -21,18 +21,25 @@ storage_list() {
 
 # storage_copy SOURCE FOLDER: copies a file or folder into a folder.
 storage_copy() {
+  make_folder "$2" || return
   case "$1 $2" in
     *gs://*) run gcloud storage cp --recursive "$1" "${2%/}/" ;;
-    *) run mkdir -p "$2" && run cp -R "$1" "$2/" ;;
+    *) run cp -R "$1" "${2%/}/" ;;
   esac
 }
 
 # storage_sync SOURCE FOLDER: makes a folder hold what another one holds.
 storage_sync() {
+  make_folder "$2" || return
   case "$1 $2" in
     *gs://*) run gcloud storage rsync --recursive "$1" "$2" ;;
-    *) run mkdir -p "$2" && run cp -R "$1/." "$2/" ;;
+    *) run cp -R "$1/." "$2/" ;;
   esac
+}
+
+# A bucket has no folders to make.
+make_folder() {
+  [[ "$1" == gs://* ]] || run mkdir -p "$1"
 }
 
 # newest_step: prints the newest checkpoint's step, 0 where there is none.

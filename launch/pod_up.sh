@@ -81,6 +81,7 @@ bring_to_end() {
         ;;
       ready) drive "$1" ;;
       *)
+        refuse_if_hopeless
         # Such as hours without a network, or a login that ran out.
         looks=$((looks + 1))
         if ((looks % 100 == 0)); then told=''; fi
@@ -106,18 +107,24 @@ try_create() {
     pause "$POLL_SECONDS"
     return
   fi
-  # What gcloud prints last may be advice; the reason is its ERROR line.
   local reason
-  reason=$(grep -m 1 -A 2 ERROR <<<"$output" | xargs -d '\n' || true)
-  reason="${reason:-$output}"
+  reason=$(grep -m 1 ERROR <<<"$output" || tail -n 1 <<<"$output")
   if will_never_work "$output"; then
     rm -f "$state_dir/queued"
-    say "up: nothing was rented; gcloud would refuse again: ${reason:0:500}"
+    say "up: nothing was rented; gcloud would refuse again: $reason"
     exit 1
   fi
   create_failures=$((create_failures + 1))
-  say "up: no slice (try $create_failures): ${reason:0:300}"
+  say "up: no slice (try $create_failures): $reason"
   back_off "$create_failures"
+}
+
+# Where gcloud never was able to say anything, such as without a login.
+refuse_if_hopeless() {
+  if [[ "$slice_kind" == unknown ]] && ! is_asked_for &&
+    will_never_work "$slice_word"; then
+    fail "gcloud can't be used like this: $slice_word; nothing was rented"
+  fi
 }
 
 # Mistakes in the settings or rights; all else (quota, no capacity, the
@@ -126,7 +133,7 @@ will_never_work() {
   local pattern='PERMISSION_DENIED|INVALID_ARGUMENT|SERVICE_DISABLED|'
   pattern+='UNAUTHENTICATED|has not been used in project|billing|'
   pattern+='unrecognized arguments|invalid choice|argument --|'
-  pattern+='auth login|Required .* permission|Invalid value'
+  pattern+='auth login|active account|Required .* permission|Invalid value'
   grep -qiE "$pattern" <<<"$1"
 }
 

@@ -32,7 +32,7 @@ on_workers() {
   for worker in $workers; do
     [[ "$(cat "$answers/$worker.status" 2>/dev/null)" == 0 ]] || {
       failed+=("$worker")
-      say "worker $worker: failed: $(last_line "$answers/$worker.err")"
+      say "worker $worker: failed: $(error_line "$answers/$worker.err")"
     }
   done
   ((${#failed[@]} == 0))
@@ -45,7 +45,7 @@ ask_worker() {
     status=0
     slice_ssh "$1" "$2" >"$answer.out" 2>"$answer.err" || status=$?
     [[ "$status" == 255 && "$try" -lt 3 ]] || break
-    say "worker $1: ssh failed, trying again: $(last_line "$answer.err")"
+    say "worker $1: ssh failed, trying again: $(error_line "$answer.err")"
     pause "$(calculate "$POLL_SECONDS / 3 * $try")"
   done
   echo "$status" >"$answer.status"
@@ -80,15 +80,20 @@ setup() {
   say "setup: code, packages and corpus on $HOSTS workers; takes minutes"
   slice_scp "$state_dir/bert_jax.tar.gz" || return
   on_workers "$(remote_setup)" || return
-  "$dry_run" && return
   check_same_versions || return
-  if ! storage_exists "$WORKDIR/constraints.txt"; then
-    slice_ssh "$(slice_workers | head -n 1)" \
+  on_workers "bash bert/launch/worker.sh accept $stamp" || return
+  if "$dry_run" || ! storage_exists "$WORKDIR/constraints.txt"; then
+    slice_ssh "$(first_worker)" \
       "bash bert/launch/worker.sh keep_versions ${WORKDIR@Q}" || return
   fi
   arm_guard
-  say "setup: done, on all $HOSTS workers: $(grep -h ^versions \
-    "$(list_answers | head -n 1)")"
+  say "setup: done on all $HOSTS workers: $versions"
+}
+
+first_worker() {
+  local workers
+  workers=$(slice_workers) || return
+  echo "${workers%%$'\n'*}"
 }
 
 # Code under a running training is not exchanged.
@@ -97,18 +102,19 @@ remote_setup() {
     "then echo training runs, stop it first >&2; exit 1; fi &&" \
     "mkdir -p bert && rm -rf bert/bert_jax bert/configs bert/launch &&" \
     "tar -xzf bert_jax.tar.gz -C bert &&" \
-    "bash bert/launch/worker.sh setup $stamp ${WORKDIR@Q}"
+    "bash bert/launch/worker.sh setup ${WORKDIR@Q}"
 }
 
+# check_same_versions: sets $versions; names the workers that differ.
 check_same_versions() {
-  local answer expected found status=0
-  expected=
+  local answer found status=0
+  versions=
   for answer in $(list_answers); do
     found=$(grep ^versions "$answer") || found="none"
-    : "${expected:=$found}"
-    if [[ "$found" != "$expected" || "$found" == none ]]; then
+    : "${versions:=$found}"
+    if [[ "$found" != "$versions" || "$found" == none ]]; then
       say "worker $(basename "$answer" .out): has $found; expected" \
-        "$expected, as the first worker (delete the slice and create it again)"
+        "$versions, as the first worker (delete the slice and create it again)"
       status=1
     fi
   done
@@ -133,9 +139,10 @@ train_arguments() {
 arm_guard() {
   local command seconds
   seconds=$(($(seconds_left) + 600))
-  command=$(dry_run=true && slice_delete 3>&1 | head -n 1)
-  slice_ssh "$(slice_workers | head -n 1)" \
-    "bash bert/launch/worker.sh guard $seconds $command" ||
+  if ((seconds < 1)); then seconds=1; fi
+  command=$(dry_run=true && slice_delete 3>&1)
+  slice_ssh "$(first_worker)" \
+    "bash bert/launch/worker.sh guard $seconds ${command%%$'\n'*}" ||
     say "train: no guard on the slice; keep this computer on until the end"
 }
 

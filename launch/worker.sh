@@ -9,18 +9,22 @@ run() {
   "$@"
 }
 
-# setup STAMP WORKDIR: Python, packages, the corpus; prints the versions.
+# setup WORKDIR: Python, packages, the corpus; prints the versions.
 setup() {
   exec 8>setup.lock
   flock 8 # a setup whose ssh was cut off may still be at work
   rm -f setup.stamp
-  if storage_exists "$2/constraints.txt"; then
-    storage_copy "$2/constraints.txt" .
+  if storage_exists "$1/constraints.txt"; then
+    storage_copy "$1/constraints.txt" .
     export PIP_CONSTRAINT="$PWD/constraints.txt"
   fi
   install
-  storage_sync "$2/corpus" corpus
+  storage_sync "$1/corpus" corpus
   print_versions
+}
+
+# accept STAMP: setup is done, here and on the other workers.
+accept() {
   echo "$1" >setup.stamp
 }
 
@@ -168,7 +172,7 @@ delete_after() {
   sleep "$seconds" & # so that SIGTERM is heard at once
   wait $!
   stop
-  "$@"
+  until "$@"; do sleep 60; done
 }
 
 "$@"

@@ -342,6 +342,8 @@ def _storage_cp(arguments, flags):
   if not source.exists():
     raise Refusal("ERROR: The following URLs matched no objects or files")
   if arguments[1].endswith("/"):
+    if not (arguments[1].startswith("gs://") or target.is_dir()):
+      raise Refusal("ERROR: Destination URL must name an existing directory")
     target = target / source.name
   target.parent.mkdir(parents=True, exist_ok=True)
   if source.is_dir():

@@ -103,7 +103,8 @@ class Pod:
   @property
   def output(self):
     """What the started command has said so far."""
-    return (self.cloud / "output").read_text()
+    path = self.cloud / "output"
+    return path.read_text() if path.exists() else ""
 
   def fault(self, match, times, stderr, status=1):
     """Has the next `times` gcloud lines that match fail."""
@@ -129,7 +130,8 @@ class Pod:
   def steps(self):
     """Returns the steps of the checkpoints in the bucket."""
     folder = self.workdir / "checkpoints"
-    return sorted(int(p.name) for p in folder.glob("[0-9]*"))
+    names = [p.name for p in folder.glob("*")]
+    return sorted(int(name) for name in names if name.isdigit())
 
   def wait_for(self, condition, seconds=60):
     """Waits until a function of nothing says yes."""

@@ -143,9 +143,7 @@ def parse(words):
 
 def _check(command, arguments, flags):
   synopsis = SYNOPSES[command]
-  unknown = (
-    flags.keys() - synopsis.required - synopsis.optional - WIDE_FLAGS
-  )
+  unknown = flags.keys() - synopsis.required - synopsis.optional - WIDE_FLAGS
   if unknown:
     raise ValueError(f"unrecognized arguments: {' '.join(sorted(unknown))}")
   missing = synopsis.required - flags.keys()
