@@ -23,7 +23,6 @@ COMMANDS = ("create", "setup", "train", "stop", "status", "logs", "watch")
 COMMANDS += ("collect", "delete", "up")
 GROUP = {"BACKEND": "instance-group", "ACCELERATOR_TYPE": "v6e-16"}
 LAST_STEP = 20
-# Longer than any test: a sleeping computer.
 pytestmark = pytest.mark.slow
 
 
@@ -297,7 +296,7 @@ def test_ctrl_c_says_what_still_costs_and_up_goes_on(pod):
 
 
 def test_up_killed_at_any_moment_goes_on_when_started_again(pod):
-  """kill -9 after 0.3, 0.9, 1.5, ... seconds, until nothing is left to kill."""
+  """kill -9 after 0.3, 0.5, 0.8, ... seconds, until it comes to its end."""
   delay, kills = 0.3, 0
   while True:
     up = pod.start("up")
@@ -308,7 +307,7 @@ def test_up_killed_at_any_moment_goes_on_when_started_again(pod):
       os.kill(up.pid, signal.SIGKILL)  # what it had begun goes on, as orphans
       up.wait()
       kills += 1
-      delay += 0.6
+      delay *= 1.6
   assert status == 0, pod.output
   assert kills >= 3
   _assert_finished(pod, pod.output)

@@ -1,7 +1,7 @@
-"""launch/pod.sh up with real training, on a fake slice of four workers.
+"""launch/pod.sh up with real training, on a fake slice.
 
-Four processes of four CPU devices train, are killed in the middle because the
-slice is taken away, and go on on the next slice.
+A process of four CPU devices on each worker trains, is killed in the middle
+because the slice is taken away, and goes on on the next slice.
 """
 
 import json
@@ -41,7 +41,8 @@ SETTINGS = (
   "--config.log.every_steps=1",
 )
 NUM_STEPS = 50
-NUM_PROCESSES = 4
+ACCELERATOR_TYPE = "v5litepod-8"
+NUM_PROCESSES = 1  # the workers of that slice
 
 
 def _train_undisturbed(pod, workdir):
@@ -92,6 +93,7 @@ def test_a_run_on_slices_that_are_taken_away_ends_as_if_nothing_had_been(
     CORPUS="runs/my-bert/corpus",
     PRICE_PER_CHIP_HOUR="1.2",
     POLL_SECONDS="0.5",
+    ACCELERATOR_TYPE=ACCELERATOR_TYPE,
   )
   # Nobody on a worker has the text.
   (pod.checkout / "texts").mkdir()
