@@ -67,12 +67,15 @@ tell_what_costs() {
 # bring_to_end STEPS: returns when the checkpoint of the last step is there.
 bring_to_end() {
   local create_failures=0 setup_failures=0 train_failures=0 unreachable=0
-  local uneven=0 last_end_step=-1 looks=0 told='' stamp
+  local uneven=0 last_end_step=-1 looks=0 told='' seen='' stamp
   pack
   while ! run_is_finished "$1"; do
     look
     if is_billed && holds "$(spent) >= $BUDGET"; then end_for_budget; fi
-    tell "up: slice $NAME: $slice_kind ($slice_word)"
+    if [[ "$slice_kind $slice_word" != "$seen" ]]; then
+      say "up: slice $NAME: $slice_kind ($slice_word)"
+      seen="$slice_kind $slice_word"
+    fi
     case "$slice_kind" in
       absent | empty) try_create ;;
       lost)
@@ -84,16 +87,16 @@ bring_to_end() {
         refuse_if_hopeless
         # Such as hours without a network, or a login that ran out.
         looks=$((looks + 1))
-        if ((looks % 100 == 0)); then told=''; fi
+        if ((looks % 100 == 0)); then seen=''; fi
         pause "$POLL_SECONDS"
         ;;
     esac
   done
 }
 
-# tell LINE: says it unless that was the last thing told.
+# tell LINE: says it, and what was spent, unless it was told last.
 tell() {
-  [[ "$1" == "$told" ]] || say "$1"
+  [[ "$1" == "$told" ]] || say "$1; $(spent) spent"
   told="$1"
 }
 
@@ -158,7 +161,7 @@ drive() {
   active=$(grep -c ' unit=active ' <<<"$answers") || true
   if ((active == count)); then
     uneven=0
-    tell "up: $(sed -n '1s/.* last=//p' <<<"$answers"); $(spent) spent"
+    tell "up: $(sed -n '1s/.* last=//p' <<<"$answers")"
     pause "$POLL_SECONDS"
   elif ((active > 0)); then
     mend_uneven "$answers"
