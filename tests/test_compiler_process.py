@@ -46,8 +46,24 @@ def test_a_crash_ends_no_other_job_and_names_its_log(results):
   os.remove(path)
 
 
-def test_an_interrupt_ends_all_jobs_at_once(tmp_path):
+def group_is_alive(group):
+  """Looks for a process of a group for up to a minute."""
+  for _ in range(60):
+    try:
+      os.killpg(group, 0)
+    except ProcessLookupError:
+      return False
+    time.sleep(1)
+  return True
+
+
+def interrupt(process):
   """As Ctrl-C in a terminal, which the whole group of processes gets."""
+  os.killpg(process.pid, signal.SIGINT)
+
+
+@pytest.mark.parametrize("end", [interrupt, subprocess.Popen.kill])
+def test_no_job_outlives_the_command(tmp_path, end):
   program = (
     "import time\n"
     "from bert_jax.compiler_process import run_jobs\n"
@@ -63,8 +79,9 @@ def test_an_interrupt_ends_all_jobs_at_once(tmp_path):
   ) as process:
     assert b"9 to compile" in process.stderr.readline()
     time.sleep(5)
-    os.killpg(process.pid, signal.SIGINT)
+    end(process)
     assert process.wait(timeout=300) != 0
+    assert not group_is_alive(process.pid)
 
 
 def test_only_progress_reaches_standard_error(capfd):
