@@ -7,8 +7,11 @@ model FLOPs utilisation (Chowdhery et al. 2022, appendix B).
 """
 
 # Dense bfloat16 FLOP/s of one jax device, from the vendors' data sheets, by
-# `device_kind`. A v4 or v5p device is a whole chip.
+# `device_kind`. A device of v2, v3 or TPU7x is one of a chip's two cores; one
+# of v4 or v5p is a whole chip.
 PEAK_FLOPS = {
+  "TPU v2": 46e12 / 2,
+  "TPU v3": 123e12 / 2,
   "TPU v4": 275e12,
   "TPU v5 lite": 197e12,
   "TPU v5e": 197e12,
@@ -16,6 +19,7 @@ PEAK_FLOPS = {
   "TPU v5p": 459e12,
   "TPU v6 lite": 918e12,
   "TPU v6e": 918e12,
+  "TPU7x": 2307e12 / 2,
   "NVIDIA A100-SXM4-40GB": 312e12,
   "NVIDIA A100-SXM4-80GB": 312e12,
   "NVIDIA H100 80GB HBM3": 989e12,

@@ -1,11 +1,21 @@
 """Claims about the reading of compiled programs, on short made-up ones."""
 
+import jax
+import jax.numpy as jnp
 import pytest
+from jax.experimental import pallas as pl
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from bert_jax import hlo_cost
+from bert_jax import hlo, hlo_cost, topology
 
-CLOCK_HZ = 1e9
 LINK = 50e9
+RATES = hlo_cost.Rates(
+  clock_hz=1e9,
+  peak_flops=100e12,
+  hbm_bytes_per_second=1e12,
+  link_bytes_per_second=LINK,
+  num_links=4,
+)
 
 PROGRAM = """\
 HloModule jit_step, is_scheduled=true
@@ -25,6 +35,19 @@ backend_config={"x":{"estimated_cycles":"100"}}
   %c = (s32[], f32[4]{0}) parameter(0)
   %limit = s32[]{:T(128)} constant(7)
 }
+
+%sent (s: bf16[1000], t: token[]) -> bf16[16000] {
+  %s = bf16[1000]{0} parameter(0)
+  %t = token[] parameter(1)
+  ROOT %all-gather.8 = bf16[16000]{0} all-gather(%s), \
+replica_groups=[1,16]<=[16], dimensions={0}
+}, execution_thread="sparsecore"
+
+%looked (l: s32[9000]) -> s32[9000] {
+  %l = s32[9000]{0} parameter(0)
+  ROOT %looked_up.6 = s32[9000]{0} fusion(%l), calls=%fused, \
+backend_config={"estimated_cycles":"9223372036854775807"}
+}, execution_thread="sparsecore"
 
 %held (h: bf16[1000]) -> bf16[16000] {
   %h = bf16[1000]{0} parameter(0)
@@ -46,7 +69,7 @@ BODY
 
 def estimate(*lines):
   body = "\n".join(f"  {line}" for line in lines)
-  return hlo_cost.estimate(PROGRAM.replace("BODY", body), CLOCK_HZ, LINK, 4)
+  return hlo_cost.estimate(PROGRAM.replace("BODY", body), RATES)
 
 
 def test_cycles_of_the_schedule_add_up_and_those_inside_fusions_do_not():
@@ -70,6 +93,13 @@ def test_loop_bodies_count_once_a_trip(trip_count, times):
     + trip_count
   )
   assert cost.compute_seconds == pytest.approx((1000 + 100 * times) * 1e-9)
+
+
+def test_a_loop_of_unknown_length_is_named():
+  cost = estimate(
+    "%loop = (s32[], f32[4]{0}) while(%a), condition=%fused, body=%body"
+  )
+  assert cost.uncosted["loop of unknown length, counted once"] == 1
 
 
 def test_synchronous_collective_is_exposed():
@@ -115,6 +145,108 @@ def test_collective_begun_as_a_fusion_hides_too():
   assert cost.exposed_seconds == pytest.approx(seconds - 50e-9)
 
 
+def test_collective_on_a_sparse_core_hides_too():
+  cost = estimate(
+    "%all-gather.7.call-start = ((bf16[1000]{0}, token[]), bf16[16000]{0}) "
+    "call-start(%a, %t), to_apply=%sent",
+    "%w = f32[4] fusion(%a), calls=%fused, "
+    'backend_config={"estimated_cycles":"50"}',
+    "%all-gather.7.call-done = bf16[16000]{0} "
+    "call-done(%all-gather.7.call-start)",
+  )
+  seconds = 15 / 16 * 32_000 / (4 * LINK)
+  assert cost.collective_count == {"all-gather": 1}
+  assert cost.exposed_seconds == pytest.approx(seconds - 50e-9)
+
+
+def test_the_largest_number_of_cycles_means_no_estimate():
+  """As the compiler writes it for what a SparseCore looks up."""
+  cost = estimate(
+    "%g = (s32[9000]{0}, s32[9000]{0}) call-start(%a), to_apply=%looked"
+  )
+  assert cost.compute_seconds == pytest.approx(1000e-9)
+  assert cost.uncosted == {"sorted": 1, "looked_up": 1}
+
+
+def test_work_outside_fusions_is_not_overlooked():
+  cost = estimate(
+    "%alone.5 = f32[2000]{0} reduce(%a), to_apply=%add",
+    "%scalar.5 = s32[]{:T(128)} add(%a, %a)",
+    "%renamed.5 = f32[2000]{0} bitcast(%a)",
+    '%p = s32[] custom-call(), custom_call_target="PrepareAsyncCallStart"',
+  )
+  assert cost.uncosted == {"sorted": 1, "alone": 1}
+
+
+@pytest.mark.parametrize(
+  ("num_flops", "num_bytes", "seconds"),
+  [(4e9, 1e6, 40e-6), (4e6, 2e7, 20e-6)],
+)
+def test_kernel_with_a_cost_counts_at_its_roofline(
+  num_flops, num_bytes, seconds
+):
+  """100 TFLOP/s and 1 TB/s; a collective may hide behind it."""
+  cost = estimate(
+    "%cp-start = (f32[250]{0}, f32[250]{0}) "
+    "collective-permute-start(%a), source_target_pairs={{0,1}}",
+    "%kernel.4 = f32[9]{0} custom-call(%a), "
+    'custom_call_target="tpu_custom_call", '
+    'backend_config={"custom_call_config":{"cost_estimate":{"flops":'
+    f'"{num_flops:.0f}","transcendentals":"7","bytes_accessed":'
+    f'"{num_bytes:.0f}","remote_bytes_transferred":"0"}}}}}}',
+    "%cp-done = f32[250]{0} collective-permute-done(%cp-start)",
+  )
+  assert cost.kernel_seconds == pytest.approx(seconds)
+  assert cost.seconds == pytest.approx(1e-6 + seconds)
+  assert "kernel" not in cost.uncosted
+
+
+def double(x_ref, y_ref):
+  y_ref[...] = 2 * x_ref[...]
+
+
+def compiled_kernel(cost_estimate):
+  """A real kernel, compiled for a v5e of 4 chips."""
+  mesh = Mesh(
+    topology.describe_devices(topology.find_slice("v5e:2x2")), ("data",)
+  )
+  rows = PartitionSpec("data")
+  x = jax.ShapeDtypeStruct(
+    (4096, 128), jnp.float32, sharding=NamedSharding(mesh, rows)
+  )
+
+  def local(x):
+    return 1 + pl.pallas_call(double, x, cost_estimate=cost_estimate)(x)
+
+  step = jax.jit(
+    jax.shard_map(
+      local, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False
+    )
+  )
+  return step.lower(x).compile().as_text()
+
+
+def test_real_kernel_counts_by_what_its_author_said():
+  said = pl.CostEstimate(flops=10**10, transcendentals=0, bytes_accessed=10**6)
+  cost = hlo_cost.estimate(compiled_kernel(said), RATES)
+  assert cost.kernel_seconds == pytest.approx(100e-6)
+  assert not cost.uncosted
+
+
+def test_real_kernel_without_a_cost_is_named():
+  cost = hlo_cost.estimate(compiled_kernel(None), RATES)
+  assert cost.kernel_seconds == 0
+  assert sum(cost.uncosted.values()) == 1
+
+
+def test_kernel_without_a_cost_is_named():
+  cost = estimate(
+    "%kernel.4 = f32[9]{0} custom-call(%a), "
+    'custom_call_target="tpu_custom_call"'
+  )
+  assert cost.uncosted == {"sorted": 1, "kernel": 1}
+
+
 def test_reduce_scatter_counts_its_larger_side():
   cost = estimate(
     "%rs = bf16[100]{0} reduce-scatter(%a), replica_groups=[2,8]<=[16]"
@@ -132,7 +264,12 @@ def test_reduce_scatter_counts_its_larger_side():
   ],
 )
 def test_bytes_of_a_type(shape, size):
-  assert hlo_cost.shape_bytes(shape) == size
+  assert hlo.shape_bytes(shape) == size
+
+
+def test_bytes_of_one_memory():
+  shape = "(f32[10]{0:T(128)S(1)}, f32[5]{0:T(128)}, u32[]{:S(2)})"
+  assert hlo.shape_bytes(shape, memory_space=0) == 20
 
 
 @pytest.mark.parametrize(
@@ -146,4 +283,4 @@ def test_bytes_of_a_type(shape, size):
   ],
 )
 def test_size_of_a_group(groups, size):
-  assert hlo_cost.group_size(groups) == size
+  assert hlo.group_size(groups) == size

@@ -1,0 +1,193 @@
+"""Turns plans into text for people."""
+
+_GIB = 2**30
+_COLUMNS = (
+  "slice",
+  "chips",
+  "data x fsdp x model",
+  "passes",
+  "GiB a device",
+  "step ms",
+  "hours",
+  "money",
+)
+
+
+def format_plan(report):
+  """Turns what `plan.plan` returns into text."""
+  lines = [
+    f"{report['topology']} ({report['name']}), {report['chips']} chips, "
+    f"{report['devices']} devices as {_format_mesh(report['mesh'])}, "
+    f"{report['parameters']:,} parameters"
+  ]
+  for name, phase in report["phases"].items():
+    lines += _format_phase(name, phase)
+  if report["fits"]:
+    low, high = report["hours_range"]
+    lines.append(
+      f"whole run: {report['hours']:.2f} hours ({low:.2f} to {high:.2f}), "
+      "without evaluation and checkpoints"
+    )
+    if "money" in report:
+      low, high = report["money_range"]
+      lines.append(
+        f"  money {report['money']:,.2f} ({low:,.2f} to {high:,.2f})"
+      )
+  for name, shape, axes, spec, num_bytes in report.get("shardings", ()):
+    lines.append(
+      f"{name}  {shape}  {axes}  {spec}  {num_bytes:,} bytes a device"
+    )
+  return "\n".join(lines)
+
+
+def format_comparison(report):
+  """Turns what `plan --search` prints as JSON into text."""
+  candidates = report["candidates"]
+  rows = [_COLUMNS]
+  rows += [_candidate_row(c) for c in sorted(candidates, key=_rank)]
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+  lines += [
+    f"{c['topology']} {_format_mesh(c['mesh'])}: {c['error']}"
+    for c in candidates
+    if "error" in c
+  ]
+  if report["left_out"]:
+    lines.append(
+      f"{report['left_out']} more meshes were not tried (--max_candidates)"
+    )
+  return "\n".join(lines + _format_best(candidates))
+
+
+def _format_best(candidates):
+  """Names what is fastest and what is cheapest, and how to have it."""
+  fitting = [c for c in candidates if c["fits"]]
+  if not fitting:
+    return ["nothing fits; plan one of them for what would make it fit"]
+  fastest = min(fitting, key=lambda c: c["hours"])
+  lines = [f"fastest: {_format_choice(fastest)}"]
+  kinds = {c["topology"].split(":")[0] for c in fitting}
+  if all("money" in c for c in fitting):
+    cheapest = min(fitting, key=lambda c: c["money"])
+    lines.append(f"cheapest: {_format_choice(cheapest)}")
+  elif len(kinds) == 1:
+    cheapest = min(fitting, key=lambda c: c["chip_hours"])
+    lines.append(f"cheapest, by chip-hours: {_format_choice(cheapest)}")
+  else:
+    lines.append("cheapest: not known without --price_per_chip_hour")
+  return lines
+
+
+def _format_choice(candidate):
+  money = f", money {candidate['money']:,.2f}" if "money" in candidate else ""
+  return (
+    f"{candidate['topology']}, {candidate['hours']:.2f} hours{money}\n"
+    f"  {candidate['overrides']}"
+  )
+
+
+def _rank(candidate):
+  return not candidate["fits"], candidate.get("hours", 0.0)
+
+
+def _candidate_row(candidate):
+  sizes = " x ".join(map(str, candidate["mesh"].values()))
+  head = (candidate["topology"], str(candidate["chips"]), sizes)
+  phases = candidate.get("phases")
+  if not phases:
+    return (*head, "", "", "failed", "", "")
+  phases = phases.values()
+  needed = max(p.get("needed_bytes") or _used(p) for p in phases)
+  memory = f"{needed / _GIB:.2f} of {_gib(next(iter(phases))['hbm_bytes'])}"
+  passes = str(next(iter(phases))["grad_accumulation"])
+  if not candidate["fits"]:
+    return (*head, passes, memory, "does not fit", "", "")
+  times = " + ".join(f"{1e3 * p['step_seconds']:.2f}" for p in phases)
+  money = f"{candidate['money']:,.2f}" if "money" in candidate else ""
+  return (*head, passes, memory, times, f"{candidate['hours']:.2f}", money)
+
+
+def _used(phase):
+  return phase["memory_bytes"]["total"]
+
+
+def _gib(num_bytes):
+  return f"{num_bytes / _GIB:.2f}"
+
+
+def _format_mesh(mesh):
+  return " x ".join(f"{axis} {size}" for axis, size in mesh.items())
+
+
+def _format_phase(name, phase):
+  head = (
+    f"{name}: {phase['batch_size']:,} x {phase['max_seq_length']}, "
+    f"{phase['num_steps']:,} steps, {phase['model_flops'] / 1e12:.2f} model "
+    "TFLOPs a step"
+  )
+  if not phase["fits"]:
+    return [head, *_format_missing(phase)]
+  return [
+    head,
+    f"  fits: {_gib(_used(phase))} of {_gib(phase['hbm_bytes'])} GiB a device "
+    f"({_format_memory(phase['memory_bytes'])})",
+    *_format_times(phase),
+  ]
+
+
+def _format_memory(memory):
+  return ", ".join(
+    f"{kind.replace('_', ' ')} {size / _GIB:.3f}"
+    for kind, size in memory.items()
+    if kind != "total"
+  )
+
+
+def _format_missing(phase):
+  missing = phase["needed_bytes"] - phase["hbm_bytes"]
+  lines = [
+    f"  DOES NOT FIT: needs {_gib(phase['needed_bytes'])} GiB a device, "
+    f"{_gib(missing)} more than the {_gib(phase['hbm_bytes'])} there are "
+    f"({_format_memory(phase['memory_bytes'])})"
+  ]
+  if phase["would_fit"]:
+    lines.append("  would fit, by arithmetic on shapes (--search compiles it):")
+  else:
+    lines.append("  no single setting would make it fit")
+  return lines + [
+    f"    {change}  {_gib(num_bytes)} GiB"
+    for change, num_bytes in phase["would_fit"]
+  ]
+
+
+def _format_times(phase):
+  low, high = phase["step_seconds_range"]
+  moved = ", ".join(
+    f"{phase['collective_count'][kind]} {kind} {size / 1e6:,.0f} MB"
+    for kind, size in phase["collective_bytes"].items()
+  )
+  lines = [
+    f"  step {1e3 * phase['step_seconds']:.2f} ms "
+    f"({1e3 * low:.1f} to {1e3 * high:.1f}): work "
+    f"{1e3 * phase['compute_seconds']:.2f}, exposed collectives "
+    f"{1e3 * phase['exposed_collective_seconds']:.2f} of "
+    f"{1e3 * phase['collective_seconds']:.2f}",
+    f"  {phase['sequences_per_second']:,.0f} sequences/s, MFU "
+    f"{phase['mfu']:.2f}; at the peak a step takes "
+    f"{1e3 * phase['best_step_seconds']:.2f} ms",
+    f"  collectives: {moved or 'none'}",
+    f"  bound by {phase['bound_by']} (ms of the step: "
+    + ", ".join(f"{k} {1e3 * v:.2f}" for k, v in phase["part_seconds"].items())
+    + ")",
+  ]
+  if phase["kernel_seconds"]:
+    lines.append(
+      f"  kernels, at their roofline: {1e3 * phase['kernel_seconds']:.2f} ms "
+      "of the step, no estimate by the compiler"
+    )
+  if phase["no_estimate"]:
+    counts = phase["no_estimate"].items()
+    lines.append(
+      "  without an estimate: " + ", ".join(f"{n} {kind}" for kind, n in counts)
+    )
+  return lines

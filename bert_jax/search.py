@@ -1,0 +1,244 @@
+"""Tries meshes and micro-batches, and says what is fastest and cheapest.
+
+Only settings that leave the training what it is: how devices are arranged
+(`mesh`), in how many passes a batch goes through (`optimizer.
+grad_accumulation`) and which slice is rented. More passes only cost time, so
+they are tried where fewer do not fit.
+"""
+
+import copy
+import dataclasses
+import math
+import re
+
+from bert_jax import fitting, planning
+from bert_jax import run as run_lib
+from bert_jax.compiler_process import run_jobs
+from bert_jax.errors import UserError
+
+# Rounds of more passes for what does not fit.
+_NUM_ROUNDS = 3
+
+
+def plan_candidates(candidates, hlo_dir=None):
+  """Plans every phase of some candidates.
+
+  Args:
+    candidates: list of `Candidate`.
+    hlo_dir: see `planning.plan_phase`; a folder for each of several slices.
+
+  Returns:
+    list of dicts of phase name to what `planning.plan_phase` returned, or to
+    a `UserError`; one for each candidate.
+  """
+  jobs = {}
+  for candidate in candidates:
+    folder = hlo_dir and f"{hlo_dir}/{candidate.folder}"
+    for name in active_phases(candidate.config):
+      arguments = (
+        candidate.config,
+        candidate.slice,
+        name,
+        folder if len(candidates) > 1 else hlo_dir,
+      )
+      jobs[f"{name} on {candidate}"] = arguments
+  results = run_jobs(planning.plan_phase, jobs, "plan")
+  return [
+    {
+      name: results[f"{name} on {candidate}"]
+      for name in active_phases(candidate.config)
+    }
+    for candidate in candidates
+  ]
+
+
+def search(config, slices, max_candidates, hlo_dir=None):
+  """Looks for settings that fit and are fast.
+
+  Args:
+    config: the run's settings, validated.
+    slices: list of `topology.Slice`.
+    max_candidates: how many to compile at most in a first round; those that
+      do not fit are tried in more passes.
+    hlo_dir: see `plan_candidates`.
+
+  Returns:
+    (list of (`Candidate`, phases as by `plan_candidates`), number of
+    candidates left out).
+
+  Raises:
+    UserError: the batches divide over no mesh.
+  """
+  candidates = [
+    candidate
+    for planned in slices
+    for candidate in list_candidates(config, planned)
+  ]
+  if not candidates:
+    sizes = [config[name].batch_size for name in active_phases(config)]
+    raise UserError(
+      f"batches of {sizes} sequences divide over no mesh of "
+      f"{', '.join(map(str, slices))}; expected a phase's batch_size that is a "
+      "multiple of the devices, or fewer chips"
+    )
+  # The plainest meshes of all slices first.
+  candidates.sort(key=lambda c: c.plainness)
+  found, trying = [], candidates[:max_candidates]
+  for _ in range(_NUM_ROUNDS):
+    if not trying:
+      break
+    results = plan_candidates(trying, hlo_dir)
+    found += zip(trying, results, strict=True)
+    trying = [
+      more
+      for candidate, phases in zip(trying, results, strict=True)
+      if (more := _in_more_passes(candidate, phases))
+    ]
+  return found, max(0, len(candidates) - max_candidates)
+
+
+def list_candidates(config, planned):
+  """Lists the meshes of a slice that the model and the batches divide by.
+
+  Args:
+    config: the run's settings, validated.
+    planned: `topology.Slice`.
+
+  Returns:
+    list of `Candidate` in one pass each.
+  """
+  n = planned.num_devices
+  powers = [2**i for i in range(n.bit_length()) if n % 2**i == 0]
+  found = []
+  for fsdp in powers:
+    for model in powers:
+      if n % (fsdp * model) == 0 and _divides(config, n, fsdp, model):
+        found.append(_change(config, planned, n // fsdp // model, fsdp, model))
+  return found
+
+
+def _divides(config, n, fsdp, model):
+  width = config.model
+  rows = [config[name].batch_size for name in active_phases(config)]
+  split_by_model = (width.num_attention_heads, width.intermediate_size)
+  # The padded table has a multiple of 128 rows.
+  return (
+    all(size % (n // model) == 0 for size in rows)
+    and all(size % model == 0 for size in split_by_model)
+    and 128 % model == 0
+    and width.hidden_size % fsdp == 0
+  )
+
+
+def _change(config, planned, data, fsdp, model, passes=1):
+  config = copy.deepcopy(config)
+  config.mesh.update(data=data, fsdp=fsdp, model=model)
+  config.optimizer.grad_accumulation = passes
+  return Candidate(config, planned)
+
+
+def _in_more_passes(candidate, phases):
+  """Returns the candidate that may fit where this one did not, or None."""
+  passes = [
+    fitting.fitting_accumulation(candidate.config, report)
+    for report in phases.values()
+    if not isinstance(report, UserError) and not report["fits"]
+  ]
+  if not passes or None in passes:
+    return None
+  mesh = candidate.config.mesh
+  return _change(
+    candidate.config,
+    candidate.slice,
+    mesh.data,
+    mesh.fsdp,
+    mesh.model,
+    max(passes),
+  )
+
+
+def active_phases(config):
+  """Returns the names of the phases that a run has."""
+  return [name for name in run_lib.PHASES if config[name].num_steps]
+
+
+def total(phases, num_chips, price_per_chip_hour):
+  """Adds the phases up: hours, and money if there is a price.
+
+  Args:
+    phases: dict of phase name to what `planning.plan_phase` returned.
+    num_chips: of the slice.
+    price_per_chip_hour: in any currency, or None.
+
+  Returns:
+    dict of `fits` and, if so, `hours`, `chip_hours`, `hours_range`, `money`,
+    `money_range`.
+  """
+  phases = phases.values()
+  if not all(phase["fits"] for phase in phases):
+    return {"fits": False}
+
+  def hours(seconds_of):
+    return sum(p["num_steps"] * seconds_of(p) for p in phases) / 3600
+
+  result = {
+    "fits": True,
+    "hours": hours(lambda p: p["step_seconds"]),
+    "hours_range": [
+      hours(lambda p, i=i: p["step_seconds_range"][i]) for i in (0, 1)
+    ],
+  }
+  result["chip_hours"] = num_chips * result["hours"]
+  if price_per_chip_hour is not None:
+    chip_price = num_chips * price_per_chip_hour
+    result["money"] = chip_price * result["hours"]
+    result["money_range"] = [chip_price * h for h in result["hours_range"]]
+  return result
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+  """Settings on a slice.
+
+  Attributes:
+    config: the run's settings.
+    slice: `topology.Slice`.
+  """
+
+  config: object
+  slice: object
+
+  def __str__(self):
+    mesh = self.mesh
+    sizes = "x".join(map(str, mesh.values()))
+    passes = self.config.optimizer.grad_accumulation
+    more = f" in {passes} passes" if passes > 1 else ""
+    return f"{self.slice}, mesh {sizes}{more}"
+
+  @property
+  def mesh(self):
+    """Devices an axis, dict; -1 is worked out."""
+    mesh = dict(self.config.mesh)
+    fixed = math.prod(size for size in mesh.values() if size != -1)
+    left = self.slice.num_devices // fixed
+    return {k: left if size == -1 else size for k, size in mesh.items()}
+
+  @property
+  def folder(self):
+    """Name of a folder of its own."""
+    return re.sub(r"\W+", "_", str(self))
+
+  @property
+  def plainness(self):
+    """Sorts meshes: those that split the least of the model first."""
+    mesh = self.config.mesh
+    return mesh.fsdp * mesh.model, mesh.model
+
+  @property
+  def overrides(self):
+    """The flags that make any run like this one."""
+    changes = {f"mesh.{k}": v for k, v in self.mesh.items()}
+    changes["optimizer.grad_accumulation"] = (
+      self.config.optimizer.grad_accumulation
+    )
+    return " ".join(f"--config.{k}={v}" for k, v in changes.items())
