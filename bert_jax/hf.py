@@ -16,7 +16,6 @@ import numpy as np
 import safetensors.numpy
 from etils import epath
 
-from bert_jax.activations import ACTIVATIONS
 from bert_jax.data.tokenization import create_tokenizer
 from bert_jax.errors import UserError
 from bert_jax.modeling import BertConfig, create_params

@@ -17,6 +17,10 @@ MODULES = sorted(
 PURE = {
   "modeling",
   "bert_config",
+  "activations",
+  "attention",
+  "attention_kernel",
+  "devices",
   "encoder",
   "dropout",
   "masking",
