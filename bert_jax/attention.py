@@ -12,11 +12,8 @@ from flax import linen as nn
 from jax.sharding import PartitionSpec
 
 from bert_jax.attention_kernel import fused_attention
-from bert_jax.devices import mesh_of_tpus
+from bert_jax.devices import BATCH_AXES, MODEL_AXIS, mesh_of_tpus
 from bert_jax.dropout import dropout, row_words
-
-# Mesh axes over which rows and heads are split; see partitioning.py.
-_BATCH_AXES, _HEADS_AXIS = ("data", "fsdp"), "model"
 
 
 def dot_product_attention(
@@ -70,8 +67,8 @@ def _make_fused_attention(mesh):
 
   Every device computes its own rows and heads, and nothing crosses the links.
   """
-  heads = PartitionSpec(_BATCH_AXES, None, _HEADS_AXIS)
-  rows = PartitionSpec(_BATCH_AXES)
+  heads = PartitionSpec(BATCH_AXES, None, MODEL_AXIS)
+  rows = PartitionSpec(BATCH_AXES)
 
   def attend(
     query, key, value, attention_mask, num_heads, dropout_rate, dropout_key
@@ -83,7 +80,7 @@ def _make_fused_attention(mesh):
     island = jax.shard_map(
       lambda *arrays: fused_attention(*arrays, dropout_rate),
       mesh=mesh,
-      in_specs=(heads, heads, heads, rows, rows, PartitionSpec(_HEADS_AXIS)),
+      in_specs=(heads, heads, heads, rows, rows, PartitionSpec(MODEL_AXIS)),
       out_specs=heads,
       check_vma=False,
     )

@@ -10,7 +10,7 @@ architecture. Shapes, in docstrings and einsums:
   B batch      L length            K predictions a sequence
   D hidden     N attention heads   H head size (D = N * H)
   F feed-forward                   V vocabulary, padded (`padded_vocab_size`)
-  T token types
+  T token types                    G copies of the word embeddings
 """
 
 import jax
@@ -19,6 +19,7 @@ from flax import linen as nn
 
 from bert_jax.activations import ACTIVATIONS
 from bert_jax.bert_config import BertConfig
+from bert_jax.devices import copy_to_devices
 from bert_jax.dropout import dropout
 from bert_jax.encoder import BertEncoder, Dense, create_layer_norm
 
@@ -78,33 +79,41 @@ def segment_inputs(a_length, length, max_length):
 
 
 @jax.custom_vjp
-def look_up(table, ids):
+def look_up(tables, ids):
   """Takes rows of an embedding table.
 
   As `table[ids]` and its gradient in float32, also where the table is rounded:
   the gradients of a frequent token add up before they are rounded.
 
   Args:
-    table: float [V, D].
-    ids: int32 [B, L].
+    tables: float [G, V, D], see `devices.copy_to_devices`.
+    ids: int32 [B, L], B a multiple of G.
 
   Returns:
     float32 [B, L, D].
   """
-  return table[ids].astype(jnp.float32)
+  rows = jax.vmap(lambda table, ids: table[ids])(tables, _by_part(ids, tables))
+  return rows.reshape(*ids.shape, -1).astype(jnp.float32)
 
 
-def _look_up_forward(table, ids):
-  return look_up(table, ids), (table, ids)
+def _look_up_forward(tables, ids):
+  return look_up(tables, ids), (tables, ids)
 
 
 def _look_up_backward(residuals, grad):
-  table, ids = residuals
-  total = jnp.zeros(table.shape, jnp.float32).at[ids].add(grad)
-  return total.astype(table.dtype), None
+  tables, ids = residuals
+  totals = jax.vmap(
+    lambda table, ids, grad: jnp.zeros_like(table).at[ids].add(grad)
+  )(tables.astype(jnp.float32), _by_part(ids, tables), _by_part(grad, tables))
+  return totals.astype(tables.dtype), None
 
 
 look_up.defvjp(_look_up_forward, _look_up_backward)
+
+
+def _by_part(rows, tables):
+  """Splits the rows of a batch by the copy of the table that they use."""
+  return rows.reshape(len(tables), -1, *rows.shape[1:])
 
 
 class BertEmbeddings(nn.Module):
@@ -121,8 +130,10 @@ class BertEmbeddings(nn.Module):
       rows = config.kernel_init(key, (config.vocab_size, width))
       return jnp.pad(rows, ((0, shape[0] - config.vocab_size), (0, 0)))
 
-    self.word_embeddings = self.param(
-      "word_embeddings", init_padded, (config.padded_vocab_size, width)
+    self.word_embeddings = copy_to_devices(
+      self.param(
+        "word_embeddings", init_padded, (config.padded_vocab_size, width)
+      )
     )
     self.position_embeddings = self.param(
       "position_embeddings",
@@ -236,7 +247,7 @@ class MaskedLMHead(nn.Module):
 
     Args:
       x: float [B, K, D].
-      word_embeddings: float32 [V, D].
+      word_embeddings: float [G, V, D], see `devices.copy_to_devices`.
 
     Returns:
       float32 [B, K, V]; the padding entries are `NEVER`.
@@ -247,11 +258,11 @@ class MaskedLMHead(nn.Module):
       "bias", nn.initializers.zeros, (config.padded_vocab_size,)
     )
     logits = jnp.einsum(
-      "BKD,VD->BKV",
-      x,
+      "GBKD,GVD->GBKV",
+      _by_part(x, word_embeddings),
       word_embeddings.astype(x.dtype),
       preferred_element_type=jnp.float32,
-    )
+    ).reshape(*x.shape[:2], -1)
     real = jnp.arange(config.padded_vocab_size) < config.vocab_size
     return jnp.where(real[None, None], logits + bias[None, None], NEVER)
 
@@ -268,7 +279,7 @@ class PreTrainingHeads(nn.Module):
     Args:
       x: float [B, K, D], the encodings of the masked positions.
       pooled: float [B, D].
-      word_embeddings: float32 [V, D].
+      word_embeddings: float [G, V, D], see `devices.copy_to_devices`.
 
     Returns:
       mlm_logits: float32 [B, K, V].

@@ -445,11 +445,28 @@ def test_vocabulary_is_padded_to_lanes(vocab_size, padded):
 
 def test_looking_up_a_rounded_table_adds_gradients_before_rounding():
   """256 times 1 + 1/128 in bfloat16 steps would stop growing."""
-  table = np.zeros((4, 2), "bfloat16")
+  table = np.zeros((1, 4, 2), "bfloat16")
   ids = np.full((16, 16), 3)
   grad = jax.grad(
     lambda table: (modeling.look_up(table, ids) * (1 + 2**-7)).sum()
   )(jnp.asarray(table))
   assert grad.dtype == table.dtype
-  np.testing.assert_array_equal(grad[3], np.full(2, 258, "bfloat16"))
-  assert not np.asarray(grad[:3]).any()
+  np.testing.assert_array_equal(grad[0, 3], np.full(2, 258, "bfloat16"))
+  assert not np.asarray(grad[0, :3]).any()
+
+
+def test_parts_of_a_batch_with_copies_of_a_table_look_up_the_same():
+  """Each copy gets the gradient of its own rows."""
+  rng = np.random.default_rng(0)
+  table = jnp.asarray(rng.normal(size=(7, 3)), jnp.float32)
+  ids = rng.integers(0, 7, (6, 5))
+  weights = jnp.asarray(rng.normal(size=(6, 5, 3)), jnp.float32)
+  copies = jnp.stack([table, table])
+  np.testing.assert_array_equal(modeling.look_up(copies, ids), table[ids])
+  grad = jax.grad(
+    lambda copies: (modeling.look_up(copies, ids) * weights).sum()
+  )(copies)
+  for part, rows in enumerate((slice(0, 3), slice(3, 6))):
+    expected = np.zeros((7, 3))
+    np.add.at(expected, ids[rows], weights[rows])
+    np.testing.assert_allclose(grad[part], expected, rtol=1e-5, atol=1e-6)
