@@ -2,6 +2,8 @@
 
 import setuptools
 
+FINETUNE = ["scikit-learn>=1.5", "scipy>=1.14", "seqeval>=1.2.2"]
+
 setuptools.setup(
   name="bert_jax",
   version="0.1.0",
@@ -33,7 +35,10 @@ setuptools.setup(
     # Also what `plan` compiles with, on a machine without a TPU.
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
+    # The metrics of bert_jax.finetune.
+    "finetune": FINETUNE,
     "test": [
+      *FINETUNE,
       "jax[tpu]",
       "pytest>=8",
       "ruff==0.17.5",

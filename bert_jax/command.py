@@ -4,6 +4,7 @@ Exit status 0 means success, 2 a mistake that the user can mend, told in one
 line without a traceback; anything else is a fault of ours.
 """
 
+import functools
 import re
 import sys
 
@@ -77,15 +78,17 @@ def workdir():
   return flags.FLAGS.workdir
 
 
-def run(main):
+def run(main, default_config=default_config):
   """Runs `main(argv)` as a command.
 
   Args:
     main: function of the arguments left after the flags; raises `UserError`
       for what the user can mend.
+    default_config: function that returns the settings the command knows.
   """
   logging.set_verbosity(logging.WARNING)
-  app.run(_one_line_errors(main), flags_parser=_one_line_errors(_parse_flags))
+  parse_flags = functools.partial(_parse_flags, default_config)
+  app.run(_one_line_errors(main), flags_parser=_one_line_errors(parse_flags))
 
 
 def _one_line_errors(function):
@@ -102,12 +105,13 @@ def _one_line_errors(function):
   return wrapped
 
 
-def _parse_flags(argv):
+def _parse_flags(default_config, argv):
   """Parses the flags; says which known setting an unknown one resembles."""
+  known = flatten(default_config())
   try:
     rest = flags.FLAGS(argv)
   except (AttributeError, KeyError) as e:
-    raise UserError(_unknown_key(argv, e)) from None
+    raise UserError(_unknown_key(argv, e, known)) from None
   except OSError as e:  # a missing file, noticed at the first setting for it
     reason = str(e).splitlines()[-1].strip()
     raise UserError(
@@ -115,25 +119,26 @@ def _parse_flags(argv):
       "configs/bert_base.py"
     ) from None
   except (flags.Error, TypeError, ValueError) as e:
-    raise UserError(" ".join(str(e).split()) + _expected_type(e)) from None
+    raise UserError(
+      " ".join(str(e).split()) + _expected_type(e, known)
+    ) from None
   if len(rest) > 1:
     raise UserError(f"unexpected argument {rest[1]!r}; flags start with --")
   return rest
 
 
-def _expected_type(error):
+def _expected_type(error, known):
   """Returns what a setting named in an error takes, or nothing."""
   key = re.search(r"--?config\.([\w.]+)", str(error))
-  default = flatten(default_config()).get(key[1]) if key else None
+  default = known.get(key[1]) if key else None
   return "" if default is None else f"; expected {type(default).__name__}"
 
 
-def _unknown_key(argv, error):
+def _unknown_key(argv, error, known):
   """Returns the message for a config key that does not exist."""
   given = [re.match(r"--?config\.([\w.]+)", a) for a in argv]
-  known = flatten(default_config())
   for key in (m.group(1) for m in given if m):
     if key not in known:
-      nearest = suggest_key(key)
+      nearest = suggest_key(key, list(known))
       return f"config has no key {key!r}; did you mean --config.{nearest}?"
   return " ".join(str(error).split())

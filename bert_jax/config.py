@@ -138,9 +138,8 @@ def flatten(config):
   return flat
 
 
-def suggest_key(key):
-  """Returns the known config key nearest to `key`, such as "lr"."""
-  known = list(flatten(default_config()))
+def suggest_key(key, known):
+  """Returns the one of the known config keys nearest to `key`, such as "lr"."""
   near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
   if near:
     return near[0]
@@ -154,12 +153,13 @@ def suggest_key(key):
   return by_name[near[0]]
 
 
-def differing_keys(config, saved):
+def differing_keys(config, saved, changeable=CHANGEABLE):
   """Compares a run's settings with those its workdir was begun with.
 
   Args:
     config: the settings asked for.
     saved: the settings kept in the workdir, nested dicts.
+    changeable: keys and sections that may differ.
 
   Returns:
     list of (key, saved value, asked value) that may not differ.
@@ -168,7 +168,7 @@ def differing_keys(config, saved):
   missing = object()
 
   def may_change(key):
-    return any(key == c or key.startswith(c + ".") for c in CHANGEABLE)
+    return any(key == c or key.startswith(c + ".") for c in changeable)
 
   return [
     (key, kept.get(key), asked.get(key))
@@ -177,7 +177,8 @@ def differing_keys(config, saved):
   ]
 
 
-def _require(holds, key, value, expected):
+def require(holds, key, value, expected):
+  """Raises UserError on the setting `key` unless its rule holds."""
   if not holds:
     raise UserError(
       f"config.{key} is {value!r}; expected {expected} (set --config.{key})"
@@ -192,43 +193,43 @@ def _validate_model(model):
     "intermediate_size",
     "max_position_embeddings",
   ):
-    _require(model[key] > 0, f"model.{key}", model[key], "a positive number")
-  _require(
+    require(model[key] > 0, f"model.{key}", model[key], "a positive number")
+  require(
     model.hidden_size % model.num_attention_heads == 0,
     "model.hidden_size",
     model.hidden_size,
     f"a multiple of model.num_attention_heads = {model.num_attention_heads}",
   )
-  _require(
+  require(
     model.type_vocab_size >= 2,
     "model.type_vocab_size",
     model.type_vocab_size,
     "at least 2, for sentences A and B",
   )
   acts = ("gelu", "gelu_new")
-  _require(
+  require(
     model.hidden_act in acts,
     "model.hidden_act",
     model.hidden_act,
     f"one of {', '.join(acts)}",
   )
   dtypes = ("float32", "bfloat16")
-  _require(
+  require(
     model.dtype in dtypes,
     "model.dtype",
     model.dtype,
     f"one of {', '.join(dtypes)}",
   )
   for key in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-    _require(0 <= model[key] < 1, f"model.{key}", model[key], "0 <= p < 1")
+    require(0 <= model[key] < 1, f"model.{key}", model[key], "0 <= p < 1")
 
 
 def _validate_phase(config, name):
   phase = config[name]
-  _require(phase.num_steps >= 0, f"{name}.num_steps", phase.num_steps, ">= 0")
+  require(phase.num_steps >= 0, f"{name}.num_steps", phase.num_steps, ">= 0")
   if phase.num_steps == 0:
     return
-  _require(
+  require(
     8 <= phase.max_seq_length <= config.model.max_position_embeddings,
     f"{name}.max_seq_length",
     phase.max_seq_length,
@@ -236,14 +237,14 @@ def _validate_phase(config, name):
     f"{config.model.max_position_embeddings}",
   )
   accumulation = config.optimizer.grad_accumulation
-  _require(
+  require(
     phase.batch_size > 0 and phase.batch_size % accumulation == 0,
     f"{name}.batch_size",
     phase.batch_size,
     f"a positive multiple of optimizer.grad_accumulation = {accumulation}",
   )
   enough = math.ceil(config.masking.rate * phase.max_seq_length)
-  _require(
+  require(
     0 < phase.max_predictions <= phase.max_seq_length,
     f"{name}.max_predictions",
     phase.max_predictions,
@@ -260,7 +261,7 @@ def validate(config):
   Raises:
     UserError: the first setting found wrong, its value, and what it takes.
   """
-  _require(
+  require(
     config.optimizer.grad_accumulation >= 1,
     "optimizer.grad_accumulation",
     config.optimizer.grad_accumulation,
@@ -270,26 +271,26 @@ def validate(config):
   for name in ("phase1", "phase2"):
     _validate_phase(config, name)
   total = num_train_steps(config)
-  _require(total > 0, "phase1.num_steps", 0, "steps in phase1 or phase2")
+  require(total > 0, "phase1.num_steps", 0, "steps in phase1 or phase2")
 
   corpus = config.corpus
-  _require(
+  require(
     0 < corpus.eval_fraction < 0.5,
     "corpus.eval_fraction",
     corpus.eval_fraction,
     "more than 0 and less than 0.5",
   )
-  _require(
+  require(
     100 <= corpus.vocab_size <= 65_536,
     "corpus.vocab_size",
     corpus.vocab_size,
     "100 to 65,536 (token ids take two bytes)",
   )
-  _require(corpus.source, "corpus.source", corpus.source, "a text source")
+  require(corpus.source, "corpus.source", corpus.source, "a text source")
 
   masking = config.masking
-  _require(0 < masking.rate < 1, "masking.rate", masking.rate, "0 < rate < 1")
-  _require(
+  require(0 < masking.rate < 1, "masking.rate", masking.rate, "0 < rate < 1")
+  require(
     masking.mask_prob >= 0
     and masking.random_prob >= 0
     and masking.mask_prob + masking.random_prob <= 1,
@@ -298,7 +299,7 @@ def validate(config):
     "mask_prob + random_prob at most 1",
   )
   rules = ("different", "any")
-  _require(
+  require(
     masking.random_token in rules,
     "masking.random_token",
     masking.random_token,
@@ -307,19 +308,19 @@ def validate(config):
 
   optimizer = config.optimizer
   names = ("adamw", "lamb")
-  _require(
+  require(
     optimizer.name in names,
     "optimizer.name",
     optimizer.name,
     f"one of {', '.join(names)}",
   )
-  _require(
+  require(
     0 <= optimizer.warmup_steps < total,
     "optimizer.warmup_steps",
     optimizer.warmup_steps,
     f"less than the run's {total} steps",
   )
-  _require(
+  require(
     optimizer.learning_rate > 0,
     "optimizer.learning_rate",
     optimizer.learning_rate,
@@ -327,21 +328,21 @@ def validate(config):
   )
   for key in ("eval", "checkpoint", "log"):
     every = config[key].every_steps
-    _require(every > 0, f"{key}.every_steps", every, "more than 0")
-  _require(
+    require(every > 0, f"{key}.every_steps", every, "more than 0")
+  require(
     config.eval.num_batches > 0,
     "eval.num_batches",
     config.eval.num_batches,
     "more than 0",
   )
-  _require(
+  require(
     config.checkpoint.keep > 0,
     "checkpoint.keep",
     config.checkpoint.keep,
     "more than 0",
   )
   sizes = [config.mesh[axis] for axis in ("data", "fsdp", "model")]
-  _require(
+  require(
     all(s == -1 or s > 0 for s in sizes) and sizes.count(-1) <= 1,
     "mesh",
     tuple(sizes),

@@ -30,6 +30,13 @@ HEADS = {
   "mlm": ("BertForMaskedLM", ("bert/pooler", "cls/seq_relationship")),
   "encoder": ("BertModel", ("cls",)),
 }
+# The same for fine-tuned models, which have one head.
+TASK_HEADS = {
+  "sequence-classification": ("BertForSequenceClassification", ()),
+  "token-classification": ("BertForTokenClassification", ()),
+  "question-answering": ("BertForQuestionAnswering", ()),
+}
+_ALL_HEADS = HEADS | TASK_HEADS
 
 # Path of a parameter; to Hugging Face's array, given the vocabulary's size;
 # and back to a shape of ours. The first row that matches counts.
@@ -89,15 +96,15 @@ def to_hf(params, config, heads):
   """Converts parameters to Hugging Face's tensors.
 
   Args:
-    params: parameters of `BertForPreTraining`.
+    params: parameters of `BertForPreTraining`, or of a fine-tuned model.
     config: `BertConfig`.
-    heads: which model they are for, a key of `HEADS`.
+    heads: which model they are for, a key of `HEADS` or `TASK_HEADS`.
 
   Returns:
     dict of name to contiguous float32 numpy array; the padding of the
     vocabulary is cut off. Tied tensors are left out, as transformers does.
   """
-  _, excluded = HEADS[heads]
+  _, excluded = _ALL_HEADS[heads]
   tensors = {}
   for path, array in _flatten(params).items():
     if path.startswith(excluded):
@@ -188,6 +195,7 @@ def save_pretrained(
   heads,
   model_card,
   max_length,
+  settings=None,
 ):
   """Writes a folder that `from_pretrained` of transformers loads.
 
@@ -195,13 +203,14 @@ def save_pretrained(
 
   Args:
     output_dir: path; replaced if it holds an earlier export.
-    params: parameters of `BertForPreTraining`.
+    params: parameters of `BertForPreTraining`, or of a fine-tuned model.
     config: `BertConfig`.
     vocab: list of str, the tokens in the order of their ids.
     lowercase: whether the tokenizer lower-cases and strips accents.
-    heads: a key of `HEADS`.
+    heads: a key of `HEADS` or `TASK_HEADS`.
     model_card: text of README.md.
     max_length: longest sequence the tokenizer lets through, in tokens.
+    settings: dict of what config.json says besides, such as id2label.
 
   Raises:
     UserError: the vocabulary and the model differ in size, or `output_dir`
@@ -214,7 +223,7 @@ def save_pretrained(
     )
   tensors = to_hf(params, config, heads)
   files = {
-    CONFIG_FILE: _to_json(_hf_config(config, heads, vocab)),
+    CONFIG_FILE: _to_json(_hf_config(config, heads, vocab) | (settings or {})),
     "vocab.txt": "".join(token + "\n" for token in vocab),
     "tokenizer.json": create_tokenizer(vocab, lowercase).to_str(pretty=True),
     "tokenizer_config.json": _to_json(_tokenizer_config(lowercase, max_length)),
@@ -222,7 +231,7 @@ def save_pretrained(
     "README.md": model_card,
   }
   output_dir = epath.Path(output_dir)
-  _check_replaceable(output_dir, {*files, WEIGHTS_FILE})
+  check_replaceable(output_dir, {*files, WEIGHTS_FILE})
 
   unfinished = output_dir.parent / f"{output_dir.name}.unfinished"
   if unfinished.exists():
@@ -267,7 +276,7 @@ def _to_tensor(path, config, array):
 
 
 def _hf_config(config, heads, vocab):
-  architecture, _ = HEADS[heads]
+  architecture, _ = _ALL_HEADS[heads]
   return {
     "architectures": [architecture],
     "model_type": "bert",
@@ -293,8 +302,13 @@ def _to_json(value):
   return json.dumps(value, indent=2, sort_keys=True) + "\n"
 
 
-def _check_replaceable(output_dir, file_names):
-  """Raises UserError if replacing a folder would lose something else."""
+def check_replaceable(output_dir, file_names):
+  """Raises UserError if replacing a folder would lose something else.
+
+  Args:
+    output_dir: `epath.Path`.
+    file_names: set of the names that an export has.
+  """
   if not output_dir.exists():
     return
   if not output_dir.is_dir():

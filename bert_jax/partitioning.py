@@ -44,6 +44,8 @@ PARAM_AXES = (
   (r"cls/predictions/bias", ("vocab",)),
   (r"cls/seq_relationship/kernel", ("embed", None)),
   (r"cls/seq_relationship/bias", (None,)),
+  (r"(classifier|qa_outputs)/kernel", ("embed", None)),
+  (r"(classifier|qa_outputs)/bias", (None,)),
 )
 
 # Smaller matrices, biases and LayerNorms are not split over the data axis: to

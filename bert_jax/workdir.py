@@ -13,7 +13,7 @@ import pathlib
 import ml_collections
 from etils import epath
 
-from bert_jax.config import differing_keys
+from bert_jax.config import CHANGEABLE, differing_keys
 from bert_jax.errors import UserError
 
 
@@ -61,12 +61,13 @@ def run_lock(workdir):
       raise
 
 
-def check_config(config, workdir):
+def check_config(config, workdir, changeable=CHANGEABLE):
   """Checks that a run may go on in its workdir with these settings.
 
   Args:
     config: the settings asked for.
     workdir: `epath.Path`; one without a run fits every setting.
+    changeable: keys and sections that may differ.
 
   Raises:
     UserError: the workdir was begun with other settings; names each.
@@ -74,7 +75,7 @@ def check_config(config, workdir):
   path = workdir / "config.json"
   if not path.exists():
     return
-  differing = differing_keys(config, json.loads(path.read_text()))
+  differing = differing_keys(config, json.loads(path.read_text()), changeable)
   if differing:
     changes = "; ".join(
       f"{key} was {old!r}, now {new!r}" for key, old, new in differing

@@ -173,7 +173,7 @@ def _tidy(text):
 def _tfds_source(spec, text_key):
   name, _, split = spec.removeprefix("tfds:").partition(":")
   split = split or "train"
-  builder = _tfds_builder(spec, name)
+  builder = open_tfds("corpus.source", spec, name)
   splits = builder.info.splits
   try:
     num_examples = splits[split].num_examples
@@ -195,8 +195,20 @@ def _tfds_source(spec, text_key):
   )
 
 
-def _tfds_builder(spec, name):
-  """Opens what lies in TFDS_DATA_DIR; makes it first if it is not there."""
+def open_tfds(key, spec, name):
+  """Opens what lies in TFDS_DATA_DIR; makes it first if it is not there.
+
+  Args:
+    key: the setting that asks for it, for messages.
+    spec: str, the setting's value.
+    name: "NAME" or "NAME/CONFIG".
+
+  Returns:
+    `tfds.core.DatasetBuilder`.
+
+  Raises:
+    UserError: there is no such data set, or it can't be made.
+  """
   import tensorflow_datasets as tfds
   from tensorflow_datasets.core import read_only_builder
 
@@ -206,13 +218,13 @@ def _tfds_builder(spec, name):
   except tfds.core.DatasetNotFoundError:
     pass
   except ValueError as e:
-    raise UserError(f"corpus.source {spec!r}: {_first_line(e)}") from None
+    raise UserError(f"{key} {spec!r}: {_first_line(e)}") from None
   try:
     builder = tfds.builder(name)
     builder.download_and_prepare()
   except Exception as e:  # anything: it is the data set's own code
     raise UserError(
-      f"corpus.source {spec!r} is not in {tfds.core.constants.DATA_DIR} (set "
+      f"{key} {spec!r} is not in {tfds.core.constants.DATA_DIR} (set "
       f"TFDS_DATA_DIR) and can't be made there: {_first_line(e)}"
     ) from None
   return builder

@@ -1,0 +1,1 @@
+"""Fine-tuning: one output layer, all parameters trained (BERT, section 4)."""

@@ -1,0 +1,88 @@
+"""The README.md of a fine-tuned model."""
+
+import os
+
+_PIPELINES = {
+  "sequence-classification": "text-classification",
+  "token-classification": "token-classification",
+  "question-answering": "question-answering",
+}
+
+_MODEL_CARD = """\
+---
+library_name: transformers
+pipeline_tag: {pipeline_tag}
+license: other
+tags:
+- bert
+---
+
+# BERT, {num_layers} layers of {hidden_size}, fine-tuned: {kind}
+
+Fine-tuned with bert_jax, a JAX implementation of BERT ([Devlin et al.
+2018](https://arxiv.org/abs/1810.04805)): one output layer, all parameters
+trained.
+
+| | |
+|---|---|
+| started from | {init} |
+| training data | `{train}` |
+| labels | {labels} |
+| training | {num_epochs:g} epochs, batch {batch_size}, peak learning rate \
+{learning_rate:g}, length {max_seq_length}, seed {seed} |
+
+## Held-out figures
+
+On `{dev}`, which also chose the checkpoint:
+
+| | |
+|---|---|
+{scores}
+
+## What it is not good for
+
+It has learnt what its text and its labels say, with their biases and errors.
+Measure it on your own data before you rely on it.
+Licence: the texts' licences decide; fill in the `license` field above.
+"""
+
+
+def model_card(model, scores):
+  """Fills in the card.
+
+  Args:
+    model: `TaskModel`.
+    scores: dict of metrics.
+
+  Returns:
+    str, Markdown.
+  """
+  config = model.config
+  return _MODEL_CARD.format(
+    pipeline_tag=_PIPELINES[model.kind.heads],
+    num_layers=model.bert_config.num_hidden_layers,
+    hidden_size=model.bert_config.hidden_size,
+    kind=config.task.kind.replace("_", " "),
+    init=(
+      f"`{_without_folder(model.pretrained.source)}`"
+      if config.pretrained
+      else "random weights"
+    ),
+    train=_without_folder(config.data.train),
+    dev=_without_folder(config.data.dev),
+    labels=", ".join(f"`{label}`" for label in model.labels),
+    num_epochs=config.train.num_epochs,
+    batch_size=config.train.batch_size,
+    learning_rate=config.optimizer.learning_rate,
+    max_seq_length=config.data.max_seq_length,
+    seed=config.seed,
+    scores="\n".join(
+      f"| {name} | {value:.4f} |" for name, value in scores.items()
+    ),
+  )
+
+
+def _without_folder(source):
+  """Returns a source's name as strangers may read it on a card."""
+  is_path = not source.startswith("tfds:")
+  return os.path.basename(source.rstrip("/")) if is_path else source

@@ -1,0 +1,87 @@
+"""The three output layers of fine-tuning, under Hugging Face's names."""
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from bert_jax.bert_config import BertConfig
+from bert_jax.dropout import dropout
+from bert_jax.modeling import BertModel
+
+
+class BertForSequenceClassification(nn.Module):
+  """Scores a sentence or a pair by its [CLS].
+
+  Attributes:
+    config: architecture.
+    num_labels: K.
+  """
+
+  config: BertConfig
+  num_labels: int
+
+  @nn.compact
+  def __call__(
+    self, input_ids, token_type_ids, attention_mask, *, deterministic
+  ):
+    """Maps tokens, see `BertModel`, to logits, float32 [B, K]."""
+    _, x = BertModel(self.config, name="bert")(
+      input_ids, token_type_ids, attention_mask, deterministic=deterministic
+    )
+    key = None if deterministic else self.make_rng("dropout")
+    x = dropout(x, self.config.hidden_dropout_prob, key)
+    return _create_output(self.config, self.num_labels, "classifier")(x)
+
+
+class BertForTokenClassification(nn.Module):
+  """Scores every token.
+
+  Attributes:
+    config: architecture.
+    num_labels: K.
+  """
+
+  config: BertConfig
+  num_labels: int
+
+  @nn.compact
+  def __call__(
+    self, input_ids, token_type_ids, attention_mask, *, deterministic
+  ):
+    """Maps tokens, see `BertModel`, to logits, float32 [B, L, K]."""
+    body = BertModel(self.config, add_pooling_layer=False, name="bert")
+    hidden_states, _ = body(
+      input_ids, token_type_ids, attention_mask, deterministic=deterministic
+    )
+    key = None if deterministic else self.make_rng("dropout")
+    x = dropout(hidden_states[-1], self.config.hidden_dropout_prob, key)
+    return _create_output(self.config, self.num_labels, "classifier")(x)
+
+
+class BertForQuestionAnswering(nn.Module):
+  """Scores every token as the start and as the end of an answer.
+
+  Attributes:
+    config: architecture.
+    num_labels: 2, start and end.
+  """
+
+  config: BertConfig
+  num_labels: int = 2
+
+  @nn.compact
+  def __call__(
+    self, input_ids, token_type_ids, attention_mask, *, deterministic
+  ):
+    """Maps tokens, see `BertModel`, to logits, float32 [B, 2, L]."""
+    body = BertModel(self.config, add_pooling_layer=False, name="bert")
+    hidden_states, _ = body(
+      input_ids, token_type_ids, attention_mask, deterministic=deterministic
+    )
+    output = _create_output(self.config, self.num_labels, "qa_outputs")
+    return output(hidden_states[-1]).swapaxes(1, 2)
+
+
+def _create_output(config, num_labels, name):
+  return nn.Dense(
+    num_labels, dtype=jnp.float32, kernel_init=config.kernel_init, name=name
+  )

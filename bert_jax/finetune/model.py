@@ -1,0 +1,325 @@
+"""A model for a task: from `--init`, over data, to a Hugging Face folder."""
+
+import dataclasses
+import json
+import re
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from bert_jax import hf, hf_folder, partitioning, pretrained
+from bert_jax.bert_config import BertConfig
+from bert_jax.data.tokenization import create_tokenizer
+from bert_jax.errors import UserError
+from bert_jax.finetune.features import eval_batches
+from bert_jax.finetune.tasks import KINDS, Kind
+from bert_jax.modeling import segment_inputs
+from bert_jax.pretrained import Pretrained
+
+# Where a workdir of fine-tuning has its best model, a Hugging Face folder.
+MODEL_DIR = "model"
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+  """The output layer of a folder.
+
+  Attributes:
+    params: nested dict of float32 numpy arrays.
+    architecture: transformers' class.
+    problem_type: transformers' word for the loss of a sequence's class.
+    labels: tuple of str, what the outputs stand for.
+  """
+
+  params: dict
+  architecture: str
+  problem_type: str
+  labels: tuple[str, ...]
+
+  def fits(self, kind):
+    """Tells whether it is a head for a `Kind`."""
+    return self.architecture == hf.TASK_HEADS[kind.heads][0] and (
+      kind.problem_type in (None, self.problem_type)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskModel:
+  """A kind of task with its labels and the architecture that learns it.
+
+  Attributes:
+    config: the run's settings.
+    kind: `Kind`.
+    labels: tuple of str, in the order of the outputs.
+    pretrained: `Pretrained`; its params are where training starts.
+    mesh: `jax.sharding.Mesh`.
+  """
+
+  config: ml_collections.ConfigDict
+  kind: Kind
+  labels: tuple[str, ...]
+  pretrained: Pretrained
+  mesh: Mesh
+
+  @property
+  def bert_config(self) -> BertConfig:
+    """The architecture."""
+    return self.pretrained.bert_config
+
+  @property
+  def module(self):
+    """The linen module."""
+    return self.kind.model(self.bert_config, len(self.labels))
+
+
+def load_init(source, config):
+  """Reads what to start from, and its output layer.
+
+  Args:
+    source: see `pretrained.load_init`; also a workdir of fine-tuning.
+    config: the run's settings.
+
+  Returns:
+    (`Pretrained` with a vocabulary, `Head` or None).
+
+  Raises:
+    UserError: there is no model, no vocabulary, or too few positions.
+  """
+  if (epath.Path(source) / MODEL_DIR / hf.CONFIG_FILE).exists():
+    source = epath.Path(source) / MODEL_DIR
+  found = pretrained.load_init(source)
+  if found.vocab is None:
+    raise UserError(f"--init={source} has no vocabulary; expected a vocab.txt")
+  positions = found.bert_config.max_position_embeddings
+  if config.data.max_seq_length > positions:
+    raise UserError(
+      f"config.data.max_seq_length is {config.data.max_seq_length}; expected "
+      f"at most {positions}, the positions of --init={source}"
+    )
+  bert_config = dataclasses.replace(found.bert_config, dtype=config.model.dtype)
+  found = dataclasses.replace(found, bert_config=bert_config)
+  names = [n for n in found.unused if re.match(r"(classifier|qa_outputs)\.", n)]
+  return found, _load_head(found.source, names) if names else None
+
+
+def _load_head(folder, names):
+  """Reads the output layer of a Hugging Face folder."""
+  folder = epath.Path(folder)
+  saved = json.loads((folder / hf.CONFIG_FILE).read_text())
+  tensors = hf_folder.load_tensors(folder)
+  params = {
+    name.replace(".weight", "/kernel").replace(".bias", "/bias"): np.array(
+      tensors[name].T, np.float32, order="C"
+    )
+    for name in names
+  }
+  num_labels = len(tensors[names[0]])
+  by_default = (
+    "regression" if num_labels == 1 else "single_label_classification"
+  )
+  id2label = saved.get("id2label") or {}
+  return Head(
+    params=flax.traverse_util.unflatten_dict(params, sep="/"),
+    architecture=(saved.get("architectures") or ["?"])[0],
+    problem_type=saved.get("problem_type") or by_default,
+    labels=tuple(id2label.get(str(i), f"LABEL_{i}") for i in range(num_labels)),
+  )
+
+
+def create_task_model(config, found, head, labels):
+  """Builds the model for some data; tells what becomes of the output layer.
+
+  Args:
+    config: the run's settings.
+    found: `Pretrained`.
+    head: `Head` or None; used if it has these labels, in its order.
+    labels: tuple of str, the data's.
+
+  Returns:
+    `TaskModel` on all devices.
+
+  Raises:
+    UserError: the mesh does not fit the devices.
+  """
+  kind = KINDS[config.task.kind]
+  fits = (
+    head is not None and head.fits(kind) and set(head.labels) == set(labels)
+  )
+  if fits:
+    labels = head.labels
+    found = with_head(found, head)
+    print(f"init: goes on with its output layer for {_few(labels)}")
+  else:
+    print(f"init: a fresh output layer for {_few(labels)}")
+    if head is not None:
+      print(f"init: its own is {head.architecture}'s for {_few(head.labels)}")
+  mesh = partitioning.create_mesh(config.mesh)
+  return TaskModel(config, kind, labels, found, mesh)
+
+
+def with_head(found, head):
+  """Returns a `Pretrained` to which the parameters of a `Head` are added."""
+  unused = tuple(
+    name for name in found.unused if name.split(".")[0] not in head.params
+  )
+  params = found.params | head.params
+  return dataclasses.replace(found, params=params, unused=unused)
+
+
+def _few(labels):
+  shown = ", ".join(labels[:4])
+  return shown if len(labels) <= 4 else f"{shown}, ... ({len(labels)} labels)"
+
+
+def init_params(module, key):
+  """Draws fresh weights.
+
+  Args:
+    module: linen module of `heads.py`.
+    key: PRNG key.
+
+  Returns:
+    Nested dict of float32 arrays.
+  """
+  tokens = jnp.zeros((1, 1), jnp.int32)
+  return module.init(key, tokens, tokens, tokens == 0, deterministic=True)[
+    "params"
+  ]
+
+
+def create_params(model):
+  """Makes the weights that training starts from.
+
+  Args:
+    model: `TaskModel`.
+
+  Returns:
+    (nested dict of sharded arrays, tuple of the paths that are fresh).
+  """
+  shapes = jax.eval_shape(lambda: init_params(model.module, jax.random.key(0)))
+  draw = jax.jit(
+    lambda key: init_params(model.module, key),
+    out_shardings=partitioning.param_shardings(model.mesh, shapes),
+  )
+  params = draw(jax.random.key(model.config.seed))
+  if not model.config.pretrained:
+    return params, tuple(flax.traverse_util.flatten_dict(params, sep="/"))
+  return pretrained.take_over(params, model.pretrained)
+
+
+def encode(model, rows, *, labelled):
+  """Turns rows to `Features`, with labels if the rows have them.
+
+  Raises:
+    UserError: a label is not one of the model's.
+  """
+  found = model.pretrained
+  tokenizer = create_tokenizer(found.vocab, found.lowercase)
+  features = model.kind.encode(rows, tokenizer, model.config)
+  if not labelled:
+    return features
+  labels = model.kind.labels(rows, features, model.labels)
+  arrays = features.arrays | {"labels": labels}
+  return dataclasses.replace(features, arrays=arrays)
+
+
+def apply(module, params, inputs, dropout_key):
+  """Runs a module on a batch.
+
+  Args:
+    module: linen module of `heads.py`.
+    params: its parameters.
+    inputs: dict of input_ids int32 [B, L], a_length and length int32 [B].
+    dropout_key: PRNG key, or None for no dropout.
+
+  Returns:
+    logits: float32 [B, ...].
+    attention_mask: bool [B, L].
+  """
+  input_ids = inputs["input_ids"]
+  token_type_ids, attention_mask = segment_inputs(
+    inputs["a_length"], inputs["length"], input_ids.shape[1]
+  )
+  logits = module.apply(
+    {"params": params},
+    input_ids,
+    token_type_ids,
+    attention_mask,
+    deterministic=dropout_key is None,
+    rngs=None if dropout_key is None else {"dropout": dropout_key},
+  )
+  return logits, attention_mask
+
+
+def make_predict(model, params):
+  """Builds the prediction of a whole data set.
+
+  Args:
+    model: `TaskModel`.
+    params: nested dict of arrays or shapes.
+
+  Returns:
+    Function (params, features) -> logits, float32 numpy [N, ...].
+  """
+  mesh, batch_size = model.mesh, model.config.train.batch_size
+  step = jax.jit(
+    lambda params, batch: apply(model.module, params, batch, None)[0],
+    in_shardings=(
+      partitioning.param_shardings(mesh, params),
+      partitioning.batch_sharding(mesh),
+    ),
+    # Whole, so that every process sees all of them.
+    out_shardings=NamedSharding(mesh, PartitionSpec()),
+  )
+  rows = partitioning.local_rows(batch_size)
+
+  def predict(params, features):
+    logits = []
+    for batch in eval_batches(features, batch_size):
+      batch = {name: array[rows] for name, array in batch.items()}
+      logits.append(step(params, partitioning.global_batch(mesh, batch)))
+    return np.concatenate(jax.device_get(logits))[: len(features)]
+
+  return predict
+
+
+def decode(model, logits, rows, features):
+  """Turns the logits of a data set to predictions, a dict for each row."""
+  return model.kind.decode(logits, rows, features, model.labels, model.config)
+
+
+def save_model(output_dir, params, model, model_card):
+  """Writes a fine-tuned model as transformers loads it.
+
+  Args:
+    output_dir: see `hf.save_pretrained`.
+    params: nested dict of numpy arrays.
+    model: `TaskModel`.
+    model_card: text of README.md.
+  """
+  settings = {
+    "id2label": {str(i): label for i, label in enumerate(model.labels)},
+    "label2id": {label: i for i, label in enumerate(model.labels)},
+  }
+  if model.kind.problem_type:
+    settings["problem_type"] = model.kind.problem_type
+  # Where pipelines cut. Ours does not cut sentences whose words are tagged.
+  max_length = model.config.data.max_seq_length
+  if model.config.task.kind == "tagging":
+    max_length = model.bert_config.max_position_embeddings
+  hf.save_pretrained(
+    output_dir,
+    params,
+    model.bert_config,
+    model.pretrained.vocab,
+    lowercase=model.pretrained.lowercase,
+    heads=model.kind.heads,
+    model_card=model_card,
+    max_length=max_length,
+    settings=settings,
+  )

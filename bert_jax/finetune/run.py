@@ -1,0 +1,399 @@
+"""One fine-tuning: data, the loop, and the best model by the task's metric."""
+
+import dataclasses
+import zlib
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from etils import epath
+from jax.sharding import NamedSharding, PartitionSpec
+
+from bert_jax import checkpointing, flops, metrics, partitioning, pretrained
+from bert_jax import loop as loop_lib
+from bert_jax import steps as step_lib
+from bert_jax import workdir as workdir_lib
+from bert_jax.data.pipeline import iterate_batches
+from bert_jax.errors import UserError
+from bert_jax.finetune import card, losses
+from bert_jax.finetune import model as model_lib
+from bert_jax.finetune.config import CHANGEABLE, num_train_steps, resolve
+from bert_jax.finetune.features import Features, TrainingExamples
+from bert_jax.finetune.metrics import check_libraries
+from bert_jax.finetune.model import TaskModel
+from bert_jax.finetune.tasks import KINDS
+from bert_jax.optimizer import create_optimizer, create_schedule
+from bert_jax.train_state import create_train_state
+
+_FIELDS = (
+  "step",
+  "split",
+  "loss",
+  "learning_rate",
+  "grad_norm",
+  "sequences_per_second",
+  "tokens_per_second",
+  "mfu",
+  "fill",
+  "data_wait",
+  "phase",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class FineTuning:
+  """A fine-tuning without its state; the seed is the settings'.
+
+  Attributes:
+    model: `TaskModel`; its settings say the numbers of steps.
+    train: `Features`.
+    dev: `Features`.
+    dev_rows: list of rows.
+    metric_names: names of the task's metrics; the first one chooses.
+    fingerprint: str, tells the data and the weights to start from.
+  """
+
+  model: TaskModel
+  train: Features
+  dev: Features
+  dev_rows: list
+  metric_names: tuple[str, ...]
+  fingerprint: str
+
+  @property
+  def config(self) -> ml_collections.ConfigDict:
+    """The run's settings."""
+    return self.model.config
+
+  @property
+  def num_steps(self):
+    """Length of the run."""
+    return num_train_steps(self.config, len(self.train))
+
+  @property
+  def optimizer(self) -> optax.GradientTransformation:
+    """The optimizer of the run."""
+    return create_optimizer(self.config.optimizer, self.num_steps)
+
+
+def create_fine_tuning(config, source):
+  """Reads data and model.
+
+  Args:
+    config: validated settings.
+    source: what `--init` says.
+
+  Returns:
+    `FineTuning`.
+
+  Raises:
+    UserError: data, model, settings and devices do not go together.
+  """
+  check_libraries()
+  found, head = model_lib.load_init(source, config)
+  kind = KINDS[config.task.kind]
+  train_rows = kind.read_rows(config.data.train, config, labelled=True)
+  dev_rows = kind.read_rows(config.data.dev, config, labelled=True)
+  labels = _label_names(config, kind, train_rows)
+  model = model_lib.create_task_model(config, found, head, labels)
+  rows = config.train.batch_size // config.optimizer.grad_accumulation
+  partitioning.check_batch_size(model.mesh, "train.batch_size", rows)
+  train = model_lib.encode(model, train_rows, labelled=True)
+  dev = model_lib.encode(model, dev_rows, labelled=True)
+  print(
+    f"data: {len(train_rows):,} rows to train on ({len(train):,} sequences of "
+    f"{train.max_seq_length}), {len(dev_rows):,} held out"
+  )
+  weights = model.pretrained.params if config.pretrained else {}
+  return FineTuning(
+    model=dataclasses.replace(model, config=resolve(config, len(train))),
+    train=train,
+    dev=dev,
+    dev_rows=dev_rows,
+    metric_names=_metric_names(model, dev, dev_rows),
+    fingerprint=f"{_checksum(weights):08x}-{train.fingerprint():08x}",
+  )
+
+
+def _label_names(config, kind, rows):
+  """Returns the labels that the settings name, or else those of the data."""
+  given = [label.strip() for label in config.data.labels.split(",")]
+  labels = tuple(filter(None, given)) or kind.label_names(rows)
+  if config.task.kind == "classification" and len(labels) < 2:
+    raise UserError(
+      f"{config.data.train} has the label {labels[0]} only; expected two or "
+      "more (see --config.data.label)"
+    )
+  if len(set(labels)) < len(labels):
+    raise UserError(
+      f"config.data.labels is {config.data.labels!r}; expected every label once"
+    )
+  return labels
+
+
+def _metric_names(model, dev, dev_rows):
+  """Returns the task's metrics, the one that chooses first."""
+  shapes = jax.eval_shape(
+    lambda: model_lib.init_params(model.module, jax.random.key(0))
+  )
+  logits = jax.eval_shape(
+    lambda params, inputs: model_lib.apply(model.module, params, inputs, None),
+    shapes,
+    {name: jnp.asarray(array[:1]) for name, array in dev.arrays.items()},
+  )[0]
+  nothing = np.zeros((len(dev), *logits.shape[1:]), np.float32)
+  predictions = model_lib.decode(model, nothing, dev_rows, dev)
+  names = tuple(model.kind.score(predictions, dev_rows, model.labels))
+  chosen = model.config.task.metric or names[0]
+  if chosen not in names:
+    raise UserError(
+      f"config.task.metric is {chosen!r}; expected one of {', '.join(names)} "
+      "(set --config.task.metric)"
+    )
+  return chosen, *(name for name in names if name != chosen)
+
+
+def _checksum(params):
+  checksum = 0
+  for leaf in jax.tree.leaves(params):
+    checksum = zlib.crc32(np.ascontiguousarray(leaf), checksum)
+  return checksum
+
+
+def with_seed(run, seed):
+  """Returns the same fine-tuning with another seed."""
+  config = run.config.copy_and_resolve_references()
+  config.seed = seed
+  return dataclasses.replace(
+    run, model=dataclasses.replace(run.model, config=config)
+  )
+
+
+def train(run, config, workdir):
+  """Trains a run to its end, or until a signal asks it to stop.
+
+  Args:
+    run: `FineTuning`.
+    config: the settings as they were given, with the run's seed.
+    workdir: its folder, `epath.Path`.
+
+  Returns:
+    (the row of metrics.jsonl of the best evaluation or None, the number of the
+    signal that stopped the run or None).
+
+  Raises:
+    UserError: the workdir holds another run, or the loss is not finite.
+  """
+  with workdir_lib.run_lock(workdir):
+    workdir_lib.check_config(config, workdir, CHANGEABLE)
+    workdir_lib.save_config(config, workdir)
+    manager = checkpointing.create_manager(config.checkpoint, workdir)
+    try:
+      stopped_by = _train_from_newest(run, workdir, manager)
+    finally:
+      manager.close()
+  return best_row(run, workdir), stopped_by
+
+
+def best_row(run, workdir):
+  """Returns the best evaluation so far, a row of metrics.jsonl, or None."""
+  chosen = run.metric_names[0]
+  rows = [
+    row
+    for row in metrics.load_rows(workdir)
+    if row["split"] == "eval" and row[chosen] is not None
+  ]
+  return max(rows, key=lambda row: row[chosen], default=None)
+
+
+def _train_from_newest(run, workdir, manager):
+  state = _restore_or_create(run, manager)
+  first_step = int(state.step)
+  if first_step >= run.num_steps:
+    print(f"finetune: {workdir} is finished: {run.num_steps:,} steps are done")
+    return None
+  print(
+    f"finetune: {jax.device_count()} x {jax.devices()[0].device_kind}, "
+    f"{sum(p.size for p in jax.tree.leaves(state.params)):,} parameters, steps "
+    f"{first_step:,} to {run.num_steps:,}, seed {run.config.seed}"
+  )
+  fields = (*_FIELDS[:3], *run.metric_names, *_FIELDS[3:])
+  writer = metrics.MetricWriter(workdir, first_step, fields)
+
+  def save(state, evaluated):
+    del evaluated
+    checkpointing.save(manager, state, run.config, run.fingerprint)
+
+  def summary(row):
+    names = [name for name in ("loss", *run.metric_names) if name in row]
+    return ", ".join(f"{name} {row[name]:.4f}" for name in names)
+
+  loop = loop_lib.Loop(run.config, run.model.mesh, writer, save, summary)
+  stage = _create_stage(run, workdir, state)
+  try:
+    _, stopped_by = loop_lib.train(loop, [stage], state)
+  finally:
+    writer.close()
+  return stopped_by
+
+
+def _restore_or_create(run, manager):
+  abstract = abstract_state(run)
+  found = checkpointing.restore_newest(manager, abstract)
+  if found is None:
+    return create_state(run)
+  state, meta = found
+  if meta["corpus_fingerprint"] != run.fingerprint:
+    raise UserError(
+      f"checkpoint {int(state.step)} was trained on other data or from other "
+      f"weights ({meta['corpus_fingerprint']}); expected the same, found "
+      f"{run.fingerprint} (use those, or another --workdir)"
+    )
+  print(f"finetune: continuing after step {int(state.step):,}")
+  return state
+
+
+def create_state(run):
+  """Makes the state before the first step; tells what it is made of.
+
+  Args:
+    run: `FineTuning`.
+
+  Returns:
+    `TrainState`, sharded over the mesh.
+  """
+  params, fresh = model_lib.create_params(run.model)
+  if run.config.pretrained:
+    pretrained.print_report(run.model.pretrained, fresh)
+  else:
+    print("init: config.pretrained is False: all weights are random")
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(run))
+  create = jax.jit(
+    lambda params: create_train_state(params, run.optimizer),
+    out_shardings=shardings,
+  )
+  return create(params)
+
+
+def abstract_state(run):
+  """Returns shapes and shardings of the state, as it is restored to."""
+
+  def create(key):
+    params = model_lib.init_params(run.model.module, key)
+    return create_train_state(params, run.optimizer)
+
+  shapes = jax.eval_shape(create, jax.random.key(0))
+  shardings = partitioning.state_shardings(
+    run.model.mesh, shapes, run.optimizer
+  )
+  return jax.tree.map(
+    lambda leaf, sharding: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=sharding
+    ),
+    shapes,
+    shardings,
+  )
+
+
+def create_objective(model):
+  """Builds what a step trains.
+
+  Args:
+    model: `TaskModel`.
+
+  Returns:
+    `steps.Objective`; a batch holds what `Features.arrays` does.
+  """
+
+  def sums(params, inputs, dropout_key):
+    logits, mask = model_lib.apply(model.module, params, inputs, dropout_key)
+    return {
+      "loss": model.kind.loss(logits, inputs["labels"]),
+      "fill": (mask.sum(dtype=jnp.float32), jnp.float32(mask.size)),
+    }
+
+  return step_lib.Objective(
+    make_inputs=lambda key, batch: batch,
+    loss_weights=lambda inputs: {"loss": losses.weight(inputs["labels"])},
+    sums=sums,
+    dtype=model.bert_config.dtype,
+  )
+
+
+def _create_stage(run, workdir, state):
+  config, mesh = run.config, run.model.mesh
+  batch_size, length = config.train.batch_size, run.train.max_seq_length
+  examples = TrainingExamples(run.train, config.seed)
+
+  def batches(step):
+    rows = partitioning.local_rows(batch_size)
+    return iterate_batches(examples, batch_size, step, run.num_steps, rows)
+
+  return loop_lib.Stage(
+    name="finetune",
+    end=run.num_steps,
+    batch_size=batch_size,
+    max_seq_length=length,
+    flops_per_step=flops.count_train_flops(
+      run.model.bert_config, batch_size, length, max_predictions=0
+    ),
+    train_step=step_lib.make_train_step(
+      config,
+      create_objective(run.model),
+      run.optimizer,
+      create_schedule(config.optimizer, run.num_steps),
+      mesh,
+      state,
+    ),
+    abstract_batch={
+      name: jax.ShapeDtypeStruct(
+        (batch_size, *array.shape[1:]),
+        array.dtype,
+        sharding=partitioning.batch_sharding(mesh),
+      )
+      for name, array in run.train.arrays.items()
+    },
+    iterate_batches=batches,
+    evaluate=_make_evaluate(run, workdir, state.params),
+  )
+
+
+def _make_evaluate(run, workdir, params):
+  """Builds the evaluation, which keeps the best model and its predictions.
+
+  A run that goes on from a checkpoint repeats the evaluations after it, so the
+  best one is what it was without the kill.
+  """
+  model, chosen = run.model, run.metric_names[0]
+  predict = model_lib.make_predict(model, params)
+  gather = jax.jit(
+    lambda params: params,
+    out_shardings=NamedSharding(model.mesh, PartitionSpec()),
+  )
+  best = (best_row(run, workdir) or {}).get(chosen, -np.inf)
+
+  def evaluate(params):
+    nonlocal best
+    logits = predict(params, run.dev)
+    predictions = model_lib.decode(model, logits, run.dev_rows, run.dev)
+    scores = model.kind.score(predictions, run.dev_rows, model.labels)
+    if scores[chosen] > best:
+      best = scores[chosen]
+      whole = jax.device_get(gather(params))
+      if jax.process_index() == 0:
+        _save_best(run, workdir, whole, predictions, scores)
+    loss, weight = model.kind.loss(logits, run.dev.arrays["labels"])
+    return {"loss": float(loss / weight)} | scores
+
+  return evaluate
+
+
+def _save_best(run, workdir, params, predictions, scores):
+  model = run.model
+  model_lib.save_model(
+    workdir / model_lib.MODEL_DIR, params, model, card.model_card(model, scores)
+  )
+  path = epath.Path(workdir) / model.kind.file_name
+  model.kind.save_predictions(path, run.dev_rows, predictions)

@@ -1,0 +1,161 @@
+"""Words to tags: each word's tag is read off its first sub-token.
+
+A sentence too long for the model is cut between words, so that every word has
+a prediction.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from bert_jax.errors import UserError
+from bert_jax.finetune import metrics, readers
+from bert_jax.finetune.features import IGNORED, Features, create_arrays
+from bert_jax.finetune.sequences import find_label, sort_names
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """A sentence in words.
+
+  Attributes:
+    where: source and line.
+    words: tuple of str.
+    label: tuple of str, a tag for each word, or None.
+  """
+
+  where: str
+  words: tuple[str, ...]
+  label: tuple[str, ...] | None
+
+
+def read_rows(source, config, labelled):
+  """Reads sentences with their tags.
+
+  Args:
+    source: see `readers.read_records`; in JSON lines and tfds the columns hold
+      lists.
+    config: the run's settings.
+    labelled: whether every row must have tags.
+
+  Returns:
+    list of `Row`.
+
+  Raises:
+    UserError: a row has no tags, or not as many as words.
+  """
+  data = config.data
+  if not labelled and not data.format and source.endswith(".txt"):
+    lines = readers.read_lines(source)
+    return [Row(where, tuple(line.split()), None) for where, line in lines]
+  rows = []
+  for record in readers.read_records(source, data.format, default="conll"):
+    words = _strings(record, data.text_a)
+    if not labelled and data.label not in record.values:
+      rows.append(Row(record.where, words, None))
+      continue
+    tags = _strings(record, data.label)
+    if len(tags) != len(words):
+      raise UserError(
+        f"{record.where} has {len(words)} words and {len(tags)} tags; expected "
+        "as many of both"
+      )
+    rows.append(Row(record.where, words, tags))
+  return rows
+
+
+def _strings(record, column):
+  values = record.get(column)
+  if not isinstance(values, list):
+    raise UserError(
+      f"{record.where} has {values!r} in column {column!r}; expected a list of "
+      "words or tags"
+    )
+  return tuple(readers.whole_text(str(value)) for value in values)
+
+
+def tag_names(rows):
+  """Returns the tags of labelled rows, "O" first, the others sorted."""
+  names = sort_names({tag for row in rows for tag in row.label})
+  return tuple(sorted(names, key=lambda name: name != "O"))
+
+
+def encode(rows, tokenizer, config):
+  """Turns rows to features without labels.
+
+  Args:
+    rows: list of `Row`.
+    tokenizer: `tokenizers.Tokenizer`.
+    config: the run's settings.
+
+  Returns:
+    `Features`; a place is (number of the feature's first word, int [W] the
+    slots of its words' first sub-tokens).
+  """
+  special = {t: tokenizer.token_to_id(t) for t in ("[CLS]", "[SEP]", "[UNK]")}
+  room = config.data.max_seq_length - 2
+  encodings = tokenizer.encode_batch(
+    [list(row.words) for row in rows],
+    is_pretokenized=True,
+    add_special_tokens=False,
+  )
+  token_ids, row_of, places = [], [], []
+  for number, (row, encoding) in enumerate(zip(rows, encodings, strict=True)):
+    words = [[] for _ in row.words]
+    for token, word in zip(encoding.ids, encoding.word_ids, strict=True):
+      words[word].append(token)
+    # A word of nothing but control characters has no tokens.
+    words = [word[:room] or [special["[UNK]"]] for word in words]
+    for first, piece in _cut(words, room):
+      sizes = [len(word) for word in piece]
+      slots = 1 + np.cumsum([0, *sizes])[:-1]
+      tokens = [token for word in piece for token in word]
+      token_ids.append([special["[CLS]"], *tokens, special["[SEP]"]])
+      row_of.append(number)
+      places.append((first, slots))
+  return Features(create_arrays(token_ids), np.array(row_of), places)
+
+
+def _cut(words, room):
+  """Cuts words into pieces of at most `room` tokens.
+
+  Returns:
+    list of (number of the first word, list of words), at least one.
+  """
+  pieces, first, size = [], 0, 0
+  for i, word in enumerate(words):
+    if size + len(word) > room:
+      pieces.append((first, words[first:i]))
+      first, size = i, 0
+    size += len(word)
+  return [*pieces, (first, words[first:])]
+
+
+def tag_labels(rows, features, names):
+  """Returns int32 [N, L], tags at first sub-tokens, `IGNORED` elsewhere."""
+  labels = np.full(features.arrays["input_ids"].shape, IGNORED, np.int32)
+  for i, (first, slots) in enumerate(features.places):
+    row = rows[features.row_of[i]]
+    tags = row.label[first : first + len(slots)]
+    labels[i, slots] = [find_label(tag, names, row) for tag in tags]
+  return labels
+
+
+def decode(logits, rows, features, names, config):
+  """Turns logits [N, L, K] to predictions: words and tags of each row."""
+  del config
+  tags = [[] for _ in rows]
+  for i, (_, slots) in enumerate(features.places):
+    best = logits[i, slots].argmax(-1) if len(slots) else []
+    tags[features.row_of[i]] += [names[k] for k in best]
+  return [
+    {"words": list(row.words), "tags": row_tags}
+    for row, row_tags in zip(rows, tags, strict=True)
+  ]
+
+
+def score(predictions, rows, names):
+  """Returns the metrics of tagging."""
+  return metrics.tagging_metrics(
+    [list(row.label) for row in rows], [p["tags"] for p in predictions], names
+  )

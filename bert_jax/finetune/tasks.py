@@ -1,0 +1,117 @@
+"""The five kinds of tasks, in one table.
+
+A kind says how rows become features and labels, which head is trained by which
+loss, and how its logits become predictions and these become metrics.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+from bert_jax.finetune import (
+  heads,
+  losses,
+  question_answering,
+  sequences,
+  tagging,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+  """What a task is made of; the functions are explained where they are.
+
+  Attributes:
+    heads: key of `hf.TASK_HEADS`.
+    problem_type: transformers' word for the loss, or None.
+    model: linen module with attributes config and num_labels.
+    loss: function (logits, labels) -> (sum, weight).
+    read_rows: function (source, config, labelled) -> rows.
+    label_names: function of labelled rows to a tuple of str.
+    encode: function (rows, tokenizer, config) -> `Features`.
+    labels: function (rows, features, names) -> numpy array [N, ...].
+    decode: function (logits, rows, features, names, config) -> list of
+      predictions, a dict a row.
+    score: function (predictions, rows, names) -> dict of metrics; the first is
+      the usual one.
+    save_predictions: function (path, rows, predictions).
+    file_name: of the predictions in a workdir.
+  """
+
+  heads: str
+  problem_type: str | None
+  model: Callable
+  loss: Callable
+  read_rows: Callable
+  label_names: Callable
+  encode: Callable
+  labels: Callable
+  decode: Callable
+  score: Callable
+  save_predictions: Callable = sequences.save_predictions
+  file_name: str = "predictions.jsonl"
+
+
+KINDS = {
+  "classification": Kind(
+    heads="sequence-classification",
+    problem_type="single_label_classification",
+    model=heads.BertForSequenceClassification,
+    loss=losses.cross_entropy,
+    read_rows=sequences.read_rows,
+    label_names=sequences.class_names,
+    encode=sequences.encode,
+    labels=sequences.class_labels,
+    decode=sequences.decode_classes,
+    score=sequences.score_classes,
+  ),
+  "multilabel": Kind(
+    heads="sequence-classification",
+    problem_type="multi_label_classification",
+    model=heads.BertForSequenceClassification,
+    loss=losses.binary_cross_entropy,
+    read_rows=sequences.read_rows,
+    label_names=sequences.multilabel_names,
+    encode=sequences.encode,
+    labels=sequences.multilabel_labels,
+    decode=sequences.decode_multilabel,
+    score=sequences.score_multilabel,
+  ),
+  "regression": Kind(
+    heads="sequence-classification",
+    problem_type="regression",
+    model=heads.BertForSequenceClassification,
+    loss=losses.squared_error,
+    read_rows=sequences.read_rows,
+    label_names=sequences.number_name,
+    encode=sequences.encode,
+    labels=sequences.number_labels,
+    decode=sequences.decode_numbers,
+    score=sequences.score_numbers,
+  ),
+  "tagging": Kind(
+    heads="token-classification",
+    problem_type=None,
+    model=heads.BertForTokenClassification,
+    loss=losses.cross_entropy,
+    read_rows=tagging.read_rows,
+    label_names=tagging.tag_names,
+    encode=tagging.encode,
+    labels=tagging.tag_labels,
+    decode=tagging.decode,
+    score=tagging.score,
+  ),
+  "question_answering": Kind(
+    heads="question-answering",
+    problem_type=None,
+    model=heads.BertForQuestionAnswering,
+    loss=losses.cross_entropy,
+    read_rows=question_answering.read_rows,
+    label_names=question_answering.span_names,
+    encode=question_answering.encode,
+    labels=question_answering.span_labels,
+    decode=question_answering.decode,
+    score=question_answering.score,
+    save_predictions=question_answering.save_predictions,
+    file_name="predictions.json",
+  ),
+}
