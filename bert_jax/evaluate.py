@@ -39,7 +39,7 @@ def make_evaluate(run, name, params):
       phase.batch_size,
       0,
       run.config.eval.num_batches,
-      partitioning.local_rows(phase.batch_size),
+      partitioning.local_rows(run.mesh, phase.batch_size),
     )
     total = None
     for number, batch in enumerate(batches):

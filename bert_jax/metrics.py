@@ -46,6 +46,31 @@ def load_rows(workdir):
   return rows
 
 
+def create_writer(workdir, first_step, is_first):
+  """Continues the files of a workdir.
+
+  Args:
+    workdir: `epath.Path`, the run's folder.
+    first_step: see `MetricWriter`.
+    is_first: whether this is the process that writes; the rows of others go
+      nowhere.
+
+  Returns:
+    `MetricWriter`, or what looks like one.
+  """
+  return MetricWriter(workdir, first_step) if is_first else NoWriter()
+
+
+class NoWriter:
+  """Takes rows and keeps none."""
+
+  def write(self, row):
+    """Forgets a row."""
+
+  def close(self):
+    """Does nothing."""
+
+
 class MetricWriter:
   """Appends rows to metrics.jsonl and TensorBoard's event files."""
 
