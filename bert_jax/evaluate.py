@@ -1,6 +1,6 @@
 """Held-out metrics of a checkpoint, as JSON on standard output.
 
-    python -m bert_jax.evaluate --workdir=W [--step=N]
+    python -m bert_jax.evaluate --workdir=W [--step=N|best]
 
 The examples and their masks are fixed once for a corpus and a length, so the
 figures of different checkpoints and runs compare.
@@ -8,7 +8,6 @@ figures of different checkpoints and runs compare.
 
 import json
 
-from absl import flags
 from etils import epath
 
 from bert_jax import checkpointing, command, losses, partitioning, pretraining
@@ -58,7 +57,7 @@ def main(argv):
   run = run_lib.load_run(workdir)
   abstract = run_lib.abstract_sharded_state(run).params
   step, params, _ = checkpointing.load_params(
-    workdir, abstract, flags.FLAGS.step
+    workdir, abstract, command.checkpoint_step()
   )
   for name in run_lib.PHASES:
     phase = run.config[name]

@@ -200,9 +200,10 @@ def _join():
   index, count = joined_as.process_id, joined_as.num_processes
   if count == 1:
     return Hosts()
-  client = joined_as.client
+  client, address = joined_as.client, joined_as.coordinator_address
   names = _gather(client, "names", index, count, socket.gethostname())
-  return Hosts(index, names, client, Watch(client, index, names, heartbeat))
+  watch = Watch(client, address, index, names, heartbeat)
+  return Hosts(index, names, client, watch)
 
 
 def _given():

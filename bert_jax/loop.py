@@ -62,8 +62,8 @@ class Loop:
     config: the run's settings.
     mesh: `jax.sharding.Mesh`.
     writer: `MetricWriter`.
-    save: function (state, last evaluation's row or None) that begins to write
-      a checkpoint.
+    save: function (state, held-out row of this step or None) that begins to
+      write a checkpoint.
     summary: function of a row of metrics to a short text.
     hosts: `Hosts`; this process alone by default.
   """
@@ -183,7 +183,8 @@ def _train_stage(loop, stage, train_step, num_steps, state, stopping):
           evaluated |= stage.evaluate(state.params)
           loop.writer.write(evaluated)
           _show(bar, evaluated, loop.summary, num_steps, clock)
-      if last or step % config.checkpoint.every_steps == 0:
+      # What was measured is also saved: it may be the best.
+      if last or evaluated or step % config.checkpoint.every_steps == 0:
         with clock.paused():
           loop.save(state, evaluated)
       if stopped:

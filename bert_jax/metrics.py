@@ -6,6 +6,8 @@ import os
 
 from etils import epath
 
+from bert_jax.workdir import is_remote
+
 FIELDS = (
   "step",
   "split",
@@ -91,7 +93,7 @@ class MetricWriter:
       json.dumps(row) for row in load_rows(workdir) if row["step"] <= first_step
     ]
     self._write_all()
-    self._is_local = "://" not in os.fspath(workdir)
+    self._is_local = not is_remote(workdir)
     self._events = (
       SummaryWriter(os.fspath(workdir / "tensorboard"), purge_step=first_step)
       if self._is_local

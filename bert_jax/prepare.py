@@ -24,7 +24,7 @@ import numpy as np
 import tqdm
 from etils import epath
 
-from bert_jax import command
+from bert_jax import command, corpus_cache
 from bert_jax import workdir as workdir_lib
 from bert_jax.config import validate
 from bert_jax.data import corpus as corpus_lib
@@ -51,44 +51,69 @@ def prepare(config, workdir):
     workdir: the run's folder.
 
   Returns:
-    `pathlib.Path` of the corpus.
+    `epath.Path` of the corpus.
 
   Raises:
     UserError: text that can't be read, too little of it, or a corpus of other
       settings in the same place. Nothing half-written stays behind.
   """
   directory = workdir_lib.corpus_dir(config, workdir)
-  found = sources.open_sources(config.corpus)
-  settings = _settings(config.corpus, found)
-  manifest = corpus_lib.load_manifest(directory)
-  if manifest is None:
-    try:
-      _write_corpus(config, found, settings, directory)
-    except UserError:
-      corpus_lib.remove_unfinished(directory)
-      raise
-  elif manifest["settings"] != settings:
-    changed = [
-      k for k in settings if manifest["settings"].get(k) != settings[k]
-    ]
-    raise UserError(
-      f"{directory} holds a corpus made with another {', '.join(changed)}; "
-      "delete it or set --config.corpus.dir to another folder"
-    )
-  else:
-    corpus_lib.remove_scaffolding(directory)  # of a run killed at its end
-    print(f"corpus: {directory} is prepared already")
+  # Where it is written, and what other workdirs may write at the same time.
+  local = corpus_cache.local_dir(directory)
+  with workdir_lib.file_lock(local / ".lock"):
+    manifest = corpus_lib.load_manifest(directory)
+    if manifest is None:
+      _prepare_anew(config, local)
+      corpus_cache.upload(directory)
+    else:
+      _check_settings(config.corpus, manifest["settings"], directory)
+      corpus_lib.remove_scaffolding(local)  # of a run killed at its end
+      print(f"corpus: {directory} is prepared already")
   target = epath.Path(workdir) / "vocab.txt"
   target.parent.mkdir(parents=True, exist_ok=True)
   target.write_bytes((directory / "vocab.txt").read_bytes())
   return directory
 
 
-def _settings(corpus, found):
-  """Returns what the bytes of the corpus depend on, as a JSON-able dict."""
+def _prepare_anew(config, directory):
+  """Writes a corpus, or the rest of it, to a local folder."""
+  found = sources.open_sources(config.corpus)
+  settings = _settings(config.corpus) | _text_settings(found)
+  try:
+    _write_corpus(config, found, settings, directory)
+  except UserError:
+    corpus_lib.remove_unfinished(directory)
+    raise
+
+
+def _check_settings(corpus, found, directory):
+  """Checks that a finished corpus was made with the settings asked for.
+
+  Its text need not be there any more. Another name for the same text is as
+  good, which only the text itself can show.
+
+  Raises:
+    UserError: it was not; names the settings.
+  """
+  asked = _settings(corpus)
+  changed = [key for key in asked if found.get(key) != asked[key]]
+  if changed == ["source"]:
+    text = _text_settings(sources.open_sources(corpus))
+    changed = [] if text["source_digest"] == found["source_digest"] else changed
+  if changed:
+    values = "; ".join(
+      f"{key} was {found.get(key)!r}, now {asked[key]!r}" for key in changed
+    )
+    raise UserError(
+      f"{directory} holds a corpus made with another {', '.join(changed)}: "
+      f"{values} (delete it or set --config.corpus.dir to another folder)"
+    )
+
+
+def _settings(corpus):
+  """Returns the settings that the bytes of the corpus depend on, a dict."""
   settings = {
-    "source": f"{len(found)} sources of {_stored_bytes(found)} bytes",
-    "source_digest": _digest(f"{s.name} {s.num_bytes}" for s in found),
+    "source": corpus.source,
     "lowercase": corpus.lowercase,
     "text_key": corpus.text_key,
     "language": corpus.language,
@@ -98,6 +123,14 @@ def _settings(corpus, found):
     vocab = vocabulary.load_vocabulary(corpus.vocab_file)
     return settings | {"vocab_digest": _digest(vocab)}
   return settings | {"vocab_size": corpus.vocab_size}
+
+
+def _text_settings(found):
+  """Returns what the bytes of the corpus depend on in its text, a dict."""
+  return {
+    "source_bytes": _stored_bytes(found),
+    "source_digest": _digest(f"{s.name} {s.num_bytes}" for s in found),
+  }
 
 
 def _digest(lines):

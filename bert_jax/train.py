@@ -24,6 +24,7 @@ from etils import epath
 from bert_jax import (
   checkpointing,
   command,
+  corpus_cache,
   flops,
   metrics,
   partitioning,
@@ -95,13 +96,14 @@ def _open_corpus(config, workdir, hosts):
     workdir_lib.check_config(config, workdir)
     return str(prepare(config, workdir))
 
-  corpus = open_corpus(hosts.on_first(prepare_on_first))
+  directory = hosts.on_first(prepare_on_first)
+  corpus = open_corpus(corpus_cache.fetch(directory))
   preflight.compare(hosts, {"the corpus' fingerprint": corpus.fingerprint})
   return corpus
 
 
 def _train_from_newest(run, workdir, manager, hosts):
-  state = _restore_or_create(run, manager)
+  state = _restore_or_create(run, manager, hosts)
   num_steps = num_train_steps(run.config)
   if int(state.step) >= num_steps:
     print(f"train: {workdir} is finished: all {num_steps:,} steps are done")
@@ -115,8 +117,8 @@ def _train_from_newest(run, workdir, manager, hosts):
   writer = metrics.create_writer(workdir, int(state.step), hosts.is_first)
 
   def save(state, evaluated):
-    del evaluated
-    checkpointing.save(manager, state, run.config, run.corpus.fingerprint)
+    fingerprint = run.corpus.fingerprint
+    checkpointing.save(manager, state, run.config, fingerprint, evaluated)
 
   loop = loop_lib.Loop(run.config, run.mesh, writer, save, _summary, hosts)
   try:
@@ -131,9 +133,9 @@ def _train_from_newest(run, workdir, manager, hosts):
   return None
 
 
-def _restore_or_create(run, manager):
+def _restore_or_create(run, manager, hosts):
   found = checkpointing.restore_newest(
-    manager, run_lib.abstract_sharded_state(run)
+    manager, run_lib.abstract_sharded_state(run), hosts
   )
   if found is None:
     return run_lib.create_state(run)

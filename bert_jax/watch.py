@@ -18,6 +18,7 @@ import contextlib
 import itertools
 import json
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -37,11 +38,12 @@ _GRACE_SECONDS = 5.0
 class Watch:
   """A thread that watches the other processes."""
 
-  def __init__(self, client, index, names, heartbeat_seconds):
+  def __init__(self, client, address, index, names, heartbeat_seconds):
     """Begins to watch.
 
     Args:
       client: JAX's client of the coordination service.
+      address: of that service, "host:port".
       index: int, of this process.
       names: list of str, the hosts' names.
       heartbeat_seconds: silence after which a process is lost.
@@ -61,6 +63,7 @@ class Watch:
     self._exchanging = threading.Lock()
     self._ending = threading.Lock()
     self._closed = threading.Event()
+    self._last_words = self._start_last_words(address) if index else None
     self._thread = threading.Thread(target=self._run, daemon=True)
     self._thread.start()
 
@@ -68,6 +71,7 @@ class Watch:
     """Ends the watch, after all processes have come to their end."""
     self._closed.set()
     self._thread.join()
+    self._silence_last_words()
 
   def make_stopping(self, caught, step):
     """Builds a function that agrees on a step; see `Hosts.make_stopping`."""
@@ -162,15 +166,27 @@ class Watch:
 
   def _lose(self, lost):
     """Ends this process, and all that are left, because others are lost."""
-    names = " and ".join(map(self._label, lost))
-    self._end_all(
-      1,
-      f"{names} lost: not heard of for {self._heartbeat_seconds:g} s, or its "
-      "connections closed. Start the command again on every host; it goes on "
-      "from the newest checkpoint",
-      True,
-      lost,
+    self._end_all(1, self._lost_line(lost), True, lost)
+
+  def _lost_line(self, lost):
+    return (
+      f"lost {' and '.join(map(self._label, lost))}: not heard of for "
+      f"{self._heartbeat_seconds:g} s, or gone; start the command again on "
+      "every host, it goes on from the newest checkpoint"
     )
+
+  def _start_last_words(self, address):
+    line = f"error: {self._lost_line([0])}"
+    return subprocess.Popen(
+      [sys.executable, "-m", "bert_jax.last_words", address, line],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.DEVNULL,
+      start_new_session=True,  # not to be interrupted with this process
+    )
+
+  def _silence_last_words(self):
+    if self._last_words:
+      self._last_words.communicate(b"bye")
 
   def _label(self, index):
     return f"host {index} ({self._names[index]})"
@@ -192,6 +208,7 @@ class Watch:
     if 0 not in lost:
       with contextlib.suppress(JaxRuntimeError):
         self._tell_others(lost)
+    self._silence_last_words()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -8,7 +8,6 @@ import contextlib
 import fcntl
 import json
 import os
-import pathlib
 
 import ml_collections
 from etils import epath
@@ -17,11 +16,56 @@ from bert_jax.config import differing_keys
 from bert_jax.errors import UserError
 
 
+def is_remote(path):
+  """Tells whether a path is an address, such as gs://, and not on a disk."""
+  return "://" in os.fspath(path)
+
+
 def corpus_dir(config, workdir):
-  """Returns the `pathlib.Path` of the prepared corpus of a run."""
+  """Returns the `epath.Path` of the prepared corpus of a run."""
   if config.corpus.dir:
-    return pathlib.Path(config.corpus.dir).expanduser()
-  return pathlib.Path(workdir) / "corpus"
+    return epath.Path(config.corpus.dir).expanduser()
+  return epath.Path(workdir) / "corpus"
+
+
+@contextlib.contextmanager
+def file_lock(path, wait=True):
+  """Holds a lock for one process; it ends with the process.
+
+  Args:
+    path: `pathlib.Path` or local `epath.Path` of a file that is there, with
+      its folder, while the lock is held.
+    wait: whether to wait for another process to let go of it.
+
+  Raises:
+    BlockingIOError: another process holds it; the error's message is the id
+      of that process.
+  """
+  path.parent.mkdir(parents=True, exist_ok=True)
+  while True:
+    with open(path, "a+") as f:
+      try:
+        fcntl.flock(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+      except BlockingIOError:
+        f.seek(0)
+        raise BlockingIOError(f.read().strip() or "?") from None
+      if not _is_still_there(path, f):
+        continue  # who held it has deleted it
+      f.truncate(0)
+      f.write(str(os.getpid()))
+      f.flush()
+      try:
+        yield
+      finally:
+        path.unlink(missing_ok=True)
+      return
+
+
+def _is_still_there(path, file):
+  try:
+    return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+  except FileNotFoundError:
+    return False
 
 
 @contextlib.contextmanager
@@ -34,31 +78,22 @@ def run_lock(workdir):
   Raises:
     UserError: another process holds it.
   """
-  if "://" in os.fspath(workdir):
+  if is_remote(workdir):
     yield
     return
   is_new = not workdir.exists()
-  workdir.mkdir(parents=True, exist_ok=True)
-  path = workdir / ".lock"
-  with open(path, "a+") as f:
-    try:
-      fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      f.seek(0)
-      raise UserError(
-        f"{workdir} is in use by process {f.read().strip() or '?'}; expected "
-        "one run per workdir (wait for it, or choose another --workdir)"
-      ) from None
-    f.truncate(0)
-    f.write(str(os.getpid()))
-    f.flush()
-    try:
+  try:
+    with file_lock(workdir / ".lock", wait=False):
       yield
-    except UserError:
-      if is_new and list(workdir.iterdir()) == [path]:
-        path.unlink()
-        workdir.rmdir()  # a mistake leaves nothing behind
-      raise
+  except BlockingIOError as e:
+    raise UserError(
+      f"{workdir} is in use by process {e}; expected one run per workdir (wait "
+      "for it, or choose another --workdir)"
+    ) from None
+  except UserError:
+    if is_new and not list(workdir.iterdir()):
+      workdir.rmdir()  # a mistake leaves nothing behind
+    raise
 
 
 def check_config(config, workdir):
