@@ -96,6 +96,9 @@ def train(loop, stages, state):
   programs = compile_stages(stages, state)
   names = " and ".join(stage.name for stage in stages)
   print(f"train: compiled {names} in {time.monotonic() - started:.1f} s")
+  # Those that are done first must not give up on the others, as the CPU's
+  # collectives do after half a minute.
+  loop.hosts.gather(None)
   caught = _catch_signals()
   stopping = loop.hosts.make_stopping(caught, step)
   for stage, program in zip(stages, programs, strict=True):

@@ -33,39 +33,43 @@ def file_lock(path, wait=True):
   """Holds a lock for one process; it ends with the process.
 
   Args:
-    path: `pathlib.Path` or local `epath.Path` of a file that is there, with
-      its folder, while the lock is held.
+    path: local path of a file that is there while the lock is held. Its folder
+      is made; if nothing else comes into it, it goes again.
     wait: whether to wait for another process to let go of it.
 
   Raises:
-    BlockingIOError: another process holds it; the error's message is the id
-      of that process.
+    BlockingIOError: another process holds it; the message is its id.
   """
-  path.parent.mkdir(parents=True, exist_ok=True)
+  is_new = not path.parent.exists()
+  with _locked_file(path, wait) as f:
+    f.truncate(0)
+    f.write(str(os.getpid()))
+    f.flush()
+    try:
+      yield
+    finally:
+      path.unlink()
+      if is_new and not any(path.parent.iterdir()):
+        path.parent.rmdir()
+
+
+def _locked_file(path, wait):
+  """Opens and locks a file that nobody has deleted meanwhile."""
   while True:
-    with open(path, "a+") as f:
-      try:
-        fcntl.flock(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-      except BlockingIOError:
-        f.seek(0)
-        raise BlockingIOError(f.read().strip() or "?") from None
-      if not _is_still_there(path, f):
-        continue  # who held it has deleted it
-      f.truncate(0)
-      f.write(str(os.getpid()))
-      f.flush()
-      try:
-        yield
-      finally:
-        path.unlink(missing_ok=True)
-      return
-
-
-def _is_still_there(path, file):
-  try:
-    return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
-  except FileNotFoundError:
-    return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    f = open(path, "a+")  # noqa: SIM115 (the caller closes it)
+    try:
+      fcntl.flock(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+      if os.path.samestat(os.stat(path), os.fstat(f.fileno())):
+        return f
+    except FileNotFoundError:
+      pass
+    except BlockingIOError:
+      f.seek(0)
+      holder = f.read().strip() or "?"
+      f.close()
+      raise BlockingIOError(holder) from None
+    f.close()
 
 
 @contextlib.contextmanager
@@ -81,7 +85,6 @@ def run_lock(workdir):
   if is_remote(workdir):
     yield
     return
-  is_new = not workdir.exists()
   try:
     with file_lock(workdir / ".lock", wait=False):
       yield
@@ -90,10 +93,6 @@ def run_lock(workdir):
       f"{workdir} is in use by process {e}; expected one run per workdir (wait "
       "for it, or choose another --workdir)"
     ) from None
-  except UserError:
-    if is_new and not list(workdir.iterdir()):
-      workdir.rmdir()  # a mistake leaves nothing behind
-    raise
 
 
 def check_config(config, workdir):
