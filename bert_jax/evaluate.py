@@ -8,6 +8,7 @@ figures of different checkpoints and runs compare.
 
 import json
 
+import jax
 from etils import epath
 
 from bert_jax import checkpointing, command, losses, partitioning, pretraining
@@ -43,7 +44,9 @@ def make_evaluate(run, name, params):
     total = None
     for number, batch in enumerate(batches):
       batch = partitioning.global_batch(run.mesh, batch)
-      total = losses.add(total, eval_step(params, batch, number))
+      # Added up on the host: sums of global arrays would be programs too.
+      sums = jax.device_get(eval_step(params, batch, number))
+      total = losses.add(total, sums)
     means = step_lib.mean_metrics(total, pretraining.LOSSES)
     return {k: float(v) for k, v in means.items()}
 

@@ -19,7 +19,8 @@ import re
 import jax
 import numpy as np
 import optax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from bert_jax.errors import UserError
 
@@ -97,12 +98,12 @@ def create_mesh(config, devices=None):
       f"config.mesh is {'x'.join(map(str, sizes))} (data x fsdp x model); "
       f"expected a product of {len(devices)}, the number of devices"
     )
-  return jax.make_mesh(
-    sizes,
-    MESH_AXES,
-    axis_types=(AxisType.Auto,) * len(MESH_AXES),
-    devices=devices,
+  # In the order of the torus; unlike jax.make_mesh also where an axis takes
+  # part of one of its dimensions, as 2 x 2 x 4 does on v4-32.
+  arranged = mesh_utils.create_device_mesh(
+    sizes, devices, allow_split_physical_axes=True
   )
+  return Mesh(arranged, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 def param_axes(path, shape):

@@ -71,6 +71,9 @@ def _start(index, num_hosts, num_devices, address):
   environment = dict(zip(hosts.VARIABLES, variables, strict=True)) | {
     "JAX_PLATFORMS": "cpu",
     "JAX_NUM_CPU_DEVICES": str(num_devices),
+    # Programs that wait for other processes take a thread each; with several
+    # of them under way there may be none left for what the others wait for.
+    "JAX_CPU_ENABLE_ASYNC_DISPATCH": "false",
     hosts.PARENT: str(os.getpid()),
   }
   return subprocess.Popen(
