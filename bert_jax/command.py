@@ -36,7 +36,23 @@ def define_workdir_flag():
 def define_checkpoint_flags():
   """Defines `--workdir=DIR --step=N`: a checkpoint to read."""
   define_workdir_flag()
-  flags.DEFINE_integer("step", None, "Checkpoint; default: the newest.")
+  flags.DEFINE_string(
+    "step", None, "Checkpoint, or best by held-out loss; default: the newest."
+  )
+
+
+def checkpoint_step():
+  """Returns the checkpoint of the command line: int, "best" or None.
+
+  Raises:
+    UserError: it is something else.
+  """
+  step = flags.FLAGS.step
+  if step in (None, "best"):
+    return step
+  if not step.isdigit():
+    raise UserError(f"--step is {step!r}; expected a number or best")
+  return int(step)
 
 
 def config_and_workdir():

@@ -98,13 +98,14 @@ def init_from_flags():
   return Init(source, extend_vocab, optimizer)
 
 
-def begin(config, workdir, init):
+def begin(config, workdir, init, hosts):
   """Settles how a run begins, now or when it began.
 
   Args:
     config: the settings asked for.
     workdir: `epath.Path` of the run.
     init: `Init`, or None.
+    hosts: `Hosts`; all of its processes call this.
 
   Returns:
     config: the settings with the model's architecture and vocabulary.
@@ -113,11 +114,12 @@ def begin(config, workdir, init):
   Raises:
     UserError: the workdir was begun otherwise, or the model can't be used.
   """
-  kept = load_init_record(workdir)
+  # One process looks, so that none sees what another writes meanwhile.
+  record = hosts.on_first(lambda: _load_record(workdir))
+  kept = record and Init(**record["init"])
   if init in (None, kept):
     if kept is None:
       return config, None
-    record = json.loads((workdir / RECORD_FILE).read_text())
     return _with_overrides(config, workdir, record["config"]), kept
   # Until there are settings nothing was trained: a mistake may be mended.
   if (workdir / "config.json").exists():
@@ -125,16 +127,22 @@ def begin(config, workdir, init):
       f"{workdir} was begun with {_spell(kept)}; expected the same or no "
       f"--init, not {_spell(init)} (or another --workdir)"
     )
-  overrides = _write_record(config, workdir, init)
+  pretrained, overrides = _read_source(config, init)
+  if hosts.is_first:
+    _write_record(workdir, init, pretrained.vocab, overrides)
+  hosts.gather(None)  # from here on everybody may read it
   return _with_overrides(config, workdir, overrides), init
 
 
 def load_init_record(workdir):
   """Returns the `Init` that a workdir was begun with, or None."""
-  path = epath.Path(workdir) / RECORD_FILE
-  if not path.exists():
-    return None
-  return Init(**json.loads(path.read_text())["init"])
+  record = _load_record(epath.Path(workdir))
+  return record and Init(**record["init"])
+
+
+def _load_record(workdir):
+  path = workdir / RECORD_FILE
+  return json.loads(path.read_text()) if path.exists() else None
 
 
 def _spell(init):
@@ -146,8 +154,8 @@ def _spell(init):
   )
 
 
-def _write_record(config, workdir, init):
-  """Keeps what the source decides; returns it as nested dicts."""
+def _read_source(config, init):
+  """Returns the `Pretrained` and, as nested dicts, what it decides."""
   if config.corpus.vocab_file:
     raise UserError(
       f"config.corpus.vocab_file is {config.corpus.vocab_file!r}, but --init "
@@ -167,13 +175,16 @@ def _write_record(config, workdir, init):
   if changed:
     print(f"init: the model decides config.model: {', '.join(changed)}")
   overrides = {"model": model, "corpus": {"lowercase": pretrained.lowercase}}
+  return pretrained, overrides
+
+
+def _write_record(workdir, init, vocab, overrides):
   workdir.mkdir(parents=True, exist_ok=True)
-  save_vocabulary(workdir / VOCAB_FILE, pretrained.vocab)
+  save_vocabulary(workdir / VOCAB_FILE, vocab)
   temporary = workdir / f"{RECORD_FILE}.unfinished"
   record = {"init": dataclasses.asdict(init), "config": overrides}
   temporary.write_text(json.dumps(record, indent=2) + "\n")
   temporary.replace(workdir / RECORD_FILE)
-  return overrides
 
 
 def _with_overrides(config, workdir, overrides):

@@ -1,6 +1,6 @@
 """Held-out metrics of a checkpoint, as JSON on standard output.
 
-    python -m bert_jax.evaluate --workdir=W [--step=N]
+    python -m bert_jax.evaluate --workdir=W [--step=N|best]
 
 The examples and their masks are fixed once for a corpus and a length, so the
 figures of different checkpoints and runs compare.
@@ -8,7 +8,7 @@ figures of different checkpoints and runs compare.
 
 import json
 
-from absl import flags
+import jax
 from etils import epath
 
 from bert_jax import checkpointing, command, losses, partitioning, pretraining
@@ -39,12 +39,14 @@ def make_evaluate(run, name, params):
       phase.batch_size,
       0,
       run.config.eval.num_batches,
-      partitioning.local_rows(phase.batch_size),
+      partitioning.local_rows(run.mesh, phase.batch_size),
     )
     total = None
     for number, batch in enumerate(batches):
       batch = partitioning.global_batch(run.mesh, batch)
-      total = losses.add(total, eval_step(params, batch, number))
+      # Added up on the host: sums of global arrays would be programs too.
+      sums = jax.device_get(eval_step(params, batch, number))
+      total = losses.add(total, sums)
     means = step_lib.mean_metrics(total, pretraining.LOSSES)
     return {k: float(v) for k, v in means.items()}
 
@@ -58,7 +60,7 @@ def main(argv):
   run = run_lib.load_run(workdir)
   abstract = run_lib.abstract_sharded_state(run).params
   step, params, _ = checkpointing.load_params(
-    workdir, abstract, flags.FLAGS.step
+    workdir, abstract, command.checkpoint_step()
   )
   for name in run_lib.PHASES:
     phase = run.config[name]

@@ -1,6 +1,6 @@
 """Writes a checkpoint as a folder that every Hugging Face tool loads.
 
-    python -m bert_jax.export --workdir=W --output=H [--step=N] \\
+    python -m bert_jax.export --workdir=W --output=H [--step=N|best] \\
       [--heads=pretraining|mlm|encoder]
 
 `pretraining` holds everything and is the default; transformers 5 warns of
@@ -71,7 +71,7 @@ def export(workdir, output, heads="pretraining", step=None):
     workdir: a run's folder.
     output: folder to write; an earlier export is replaced.
     heads: a key of `hf.HEADS`.
-    step: int; the newest checkpoint by default.
+    step: int, or "best"; the newest checkpoint by default.
 
   Returns:
     the step exported, int.
@@ -182,7 +182,7 @@ def main(argv):
   output, heads = flags.FLAGS.output, flags.FLAGS.heads
   if not output:
     raise UserError("--output is missing; expected a folder to write")
-  step = export(command.workdir(), output, heads, flags.FLAGS.step)
+  step = export(command.workdir(), output, heads, command.checkpoint_step())
   print(
     f"export: step {step:,} ({heads}) is in {output}; load it with "
     f"transformers' {hf.HEADS[heads][0]}.from_pretrained"

@@ -19,6 +19,7 @@ import tqdm
 from bert_jax import flops, partitioning
 from bert_jax.clock import StepClock
 from bert_jax.errors import UserError
+from bert_jax.hosts import Hosts
 
 # Updates skipped in a row, for a loss or gradient that is not finite, before
 # the run stops.
@@ -61,9 +62,10 @@ class Loop:
     config: the run's settings.
     mesh: `jax.sharding.Mesh`.
     writer: `MetricWriter`.
-    save: function (state, last evaluation's row or None) that begins to write
-      a checkpoint.
+    save: function (state, held-out row of this step or None) that begins to
+      write a checkpoint.
     summary: function of a row of metrics to a short text.
+    hosts: `Hosts`; this process alone by default.
   """
 
   config: ml_collections.ConfigDict
@@ -71,6 +73,7 @@ class Loop:
   writer: object
   save: Callable
   summary: Callable
+  hosts: Hosts = dataclasses.field(default_factory=Hosts)
 
 
 def train(loop, stages, state):
@@ -93,11 +96,18 @@ def train(loop, stages, state):
   programs = compile_stages(stages, state)
   names = " and ".join(stage.name for stage in stages)
   print(f"train: compiled {names} in {time.monotonic() - started:.1f} s")
-  stop = _catch_signals()
+  # Those that are done first must not give up on the others, as the CPU's
+  # collectives do after half a minute.
+  loop.hosts.gather(None)
+  caught = _catch_signals()
+  stopping = loop.hosts.make_stopping(caught, step)
   for stage, program in zip(stages, programs, strict=True):
-    if not stop:
-      state = _train_stage(loop, stage, program, stages[-1].end, state, stop)
-  return state, stop[0] if stop else None
+    state, stopped = _train_stage(
+      loop, stage, program, stages[-1].end, state, stopping
+    )
+    if stopped:
+      return state, caught[0]
+  return state, None
 
 
 def compile_stages(stages, state):
@@ -135,7 +145,7 @@ def _catch_signals():
   return caught
 
 
-def _train_stage(loop, stage, train_step, num_steps, state, stop):
+def _train_stage(loop, stage, train_step, num_steps, state, stopping):
   """Trains one stage from where the state is.
 
   Args:
@@ -144,10 +154,10 @@ def _train_stage(loop, stage, train_step, num_steps, state, stop):
     train_step: its compiled program.
     num_steps: steps of all stages.
     state: `TrainState`, its step within the stage.
-    stop: list; the stage ends early once something is in it.
+    stopping: function of the step to whether the stage ends early with it.
 
   Returns:
-    `TrainState` at the end.
+    (`TrainState` at the end, whether it ended early).
   """
   config, first = loop.config, int(state.step)
   batches = stage.iterate_batches(first)
@@ -163,8 +173,8 @@ def _train_stage(loop, stage, train_step, num_steps, state, stop):
       clock.count_step(step_metrics)
       bar.update()
       # Looked at once a step: whatever ends the loop also saves.
-      stopping = bool(stop)
-      last = step == stage.end or stopping
+      stopped = stopping(step)
+      last = step == stage.end or stopped
       if last or step % config.log.every_steps == 0:
         row = _train_row(step, stage.name, step_metrics, clock)
         loop.writer.write(row)
@@ -176,12 +186,13 @@ def _train_stage(loop, stage, train_step, num_steps, state, stop):
           evaluated |= stage.evaluate(state.params)
           loop.writer.write(evaluated)
           _show(bar, evaluated, loop.summary, num_steps, clock)
-      if last or step % config.checkpoint.every_steps == 0:
+      # What was measured is also saved: it may be the best.
+      if last or evaluated or step % config.checkpoint.every_steps == 0:
         with clock.paused():
           loop.save(state, evaluated)
-      if stopping:
+      if stopped:
         break
-  return state
+  return state, stopped
 
 
 def _create_clock(stage):

@@ -6,6 +6,8 @@ import os
 
 from etils import epath
 
+from bert_jax.workdir import is_remote
+
 FIELDS = (
   "step",
   "split",
@@ -46,6 +48,31 @@ def load_rows(workdir):
   return rows
 
 
+def create_writer(workdir, first_step, is_first):
+  """Continues the files of a workdir.
+
+  Args:
+    workdir: `epath.Path`, the run's folder.
+    first_step: see `MetricWriter`.
+    is_first: whether this is the process that writes; the rows of others go
+      nowhere.
+
+  Returns:
+    `MetricWriter`, or what looks like one.
+  """
+  return MetricWriter(workdir, first_step) if is_first else NoWriter()
+
+
+class NoWriter:
+  """Takes rows and keeps none."""
+
+  def write(self, row):
+    """Forgets a row."""
+
+  def close(self):
+    """Does nothing."""
+
+
 class MetricWriter:
   """Appends rows to metrics.jsonl and TensorBoard's event files."""
 
@@ -66,7 +93,7 @@ class MetricWriter:
       json.dumps(row) for row in load_rows(workdir) if row["step"] <= first_step
     ]
     self._write_all()
-    self._is_local = "://" not in os.fspath(workdir)
+    self._is_local = not is_remote(workdir)
     self._events = (
       SummaryWriter(os.fspath(workdir / "tensorboard"), purge_step=first_step)
       if self._is_local

@@ -24,13 +24,14 @@ import numpy as np
 import tqdm
 from etils import epath
 
-from bert_jax import command, continuation
+from bert_jax import command, continuation, corpus_cache
 from bert_jax import workdir as workdir_lib
 from bert_jax.config import validate
 from bert_jax.data import corpus as corpus_lib
 from bert_jax.data import encoding, sources, vocabulary
 from bert_jax.data.examples import Examples
 from bert_jax.errors import UserError
+from bert_jax.hosts import Hosts
 
 # Text handed to a worker at once; also what a killed run may lose.
 CHUNK_BYTES = 2**20
@@ -52,49 +53,69 @@ def prepare(config, workdir, extend_vocab=0):
     extend_vocab: pieces of the text to add to `corpus.vocab_file`.
 
   Returns:
-    `pathlib.Path` of the corpus.
+    `epath.Path` of the corpus.
 
   Raises:
     UserError: text that can't be read, too little of it, or a corpus of other
       settings in the same place. Nothing half-written stays behind.
   """
   directory = workdir_lib.corpus_dir(config, workdir)
-  manifest = corpus_lib.load_manifest(directory)
-  try:
-    found = sources.open_sources(config.corpus)
-    settings = _settings(config.corpus, found, extend_vocab)
-  except UserError:
+  # Where it is written, and what other workdirs may write at the same time.
+  local = corpus_cache.local_dir(directory)
+  with workdir_lib.file_lock(local / ".lock"):
+    manifest = corpus_lib.load_manifest(directory)
     if manifest is None:
-      raise
-    settings = manifest["settings"]  # prepared elsewhere, its text is not here
-  if manifest is None:
-    try:
-      _write_corpus(config, found, settings, directory)
-    except UserError:
-      corpus_lib.remove_unfinished(directory)
-      raise
-  elif manifest["settings"] != settings:
-    changed = [
-      k for k in settings if manifest["settings"].get(k) != settings[k]
-    ]
-    raise UserError(
-      f"{directory} holds a corpus made with another {', '.join(changed)}; "
-      "delete it or set --config.corpus.dir to another folder"
-    )
-  else:
-    corpus_lib.remove_scaffolding(directory)  # of a run killed at its end
-    print(f"corpus: {directory} is prepared already")
+      _prepare_anew(config, local, extend_vocab)
+      corpus_cache.upload(directory)
+    else:
+      asked = _settings(config.corpus, extend_vocab)
+      _check_settings(config.corpus, asked, manifest["settings"], directory)
+      corpus_lib.remove_scaffolding(local)  # of a run killed at its end
+      print(f"corpus: {directory} is prepared already")
   target = epath.Path(workdir) / "vocab.txt"
   target.parent.mkdir(parents=True, exist_ok=True)
   target.write_bytes((directory / "vocab.txt").read_bytes())
   return directory
 
 
-def _settings(corpus, found, extend_vocab):
-  """Returns what the corpus depends on, as a JSON-able dict."""
+def _prepare_anew(config, directory, extend_vocab):
+  """Writes a corpus, or the rest of it, to a local folder."""
+  found = sources.open_sources(config.corpus)
+  settings = _settings(config.corpus, extend_vocab) | _text_settings(found)
+  try:
+    _write_corpus(config, found, settings, directory)
+  except UserError:
+    corpus_lib.remove_unfinished(directory)
+    raise
+
+
+def _check_settings(corpus, asked, found, directory):
+  """Checks that a finished corpus was made with the settings asked for.
+
+  Its text need not be there any more. Another name for the same text is as
+  good, which only the text itself can show.
+
+  Raises:
+    UserError: it was not; names the settings.
+  """
+  changed = [key for key in asked if found.get(key) != asked[key]]
+  if changed == ["source"]:
+    text = _text_settings(sources.open_sources(corpus))
+    changed = [] if text["source_digest"] == found["source_digest"] else changed
+  if changed:
+    values = "; ".join(
+      f"{key} was {found.get(key)!r}, now {asked[key]!r}" for key in changed
+    )
+    raise UserError(
+      f"{directory} holds a corpus made with another {', '.join(changed)}: "
+      f"{values} (delete it or set --config.corpus.dir to another folder)"
+    )
+
+
+def _settings(corpus, extend_vocab):
+  """Returns the settings that the bytes of the corpus depend on, a dict."""
   settings = {
-    "source": f"{len(found)} sources of {_stored_bytes(found)} bytes",
-    "source_digest": _digest(f"{s.name} {s.num_bytes}" for s in found),
+    "source": corpus.source,
     "lowercase": corpus.lowercase,
     "text_key": corpus.text_key,
     "language": corpus.language,
@@ -105,6 +126,14 @@ def _settings(corpus, found, extend_vocab):
     settings |= {"vocab_digest": _digest(vocab)}
     return settings | ({"extend_vocab": extend_vocab} if extend_vocab else {})
   return settings | {"vocab_size": corpus.vocab_size}
+
+
+def _text_settings(found):
+  """Returns what the bytes of the corpus depend on in its text, a dict."""
+  return {
+    "source_bytes": _stored_bytes(found),
+    "source_digest": _digest(f"{s.name} {s.num_bytes}" for s in found),
+  }
 
 
 def _digest(lines):
@@ -393,7 +422,9 @@ def main(argv):
   config, workdir = command.config_and_workdir()
   init = continuation.init_from_flags()
   with workdir_lib.run_lock(epath.Path(workdir)):
-    config, init = continuation.begin(config, epath.Path(workdir), init)
+    config, init = continuation.begin(
+      config, epath.Path(workdir), init, Hosts()
+    )
     validate(config)
     prepare(config, workdir, init.extend_vocab if init else 0)
 

@@ -6,7 +6,7 @@ import jax
 import ml_collections
 import optax
 
-from bert_jax import partitioning
+from bert_jax import corpus_cache, partitioning
 from bert_jax import workdir as workdir_lib
 from bert_jax.config import num_train_steps
 from bert_jax.data.corpus import Corpus, open_corpus, split_documents
@@ -55,7 +55,8 @@ def load_run(workdir):
     UserError: there is none, or its corpus is gone.
   """
   config = workdir_lib.load_config(workdir)
-  corpus = open_corpus(workdir_lib.corpus_dir(config, workdir))
+  directory = workdir_lib.corpus_dir(config, workdir)
+  corpus = open_corpus(corpus_cache.fetch(directory))
   return create_run(config, corpus)
 
 

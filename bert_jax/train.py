@@ -2,6 +2,9 @@
 
     python -m bert_jax.train --config=configs/bert_base.py --workdir=W
 
+On a slice of several hosts every host runs this very command. On one machine
+`--rehearse_hosts=4 --rehearse_devices=4` plays such a slice with processes.
+
 Where a run starts from, in this order:
   1. the newest whole checkpoint in <workdir>/checkpoints
   2. the model of --init (see continuation.py)
@@ -11,21 +14,27 @@ and started again goes on as if nothing had been: the loss of every later step
 is the same to the bit.
 """
 
+import contextlib
 import signal
 import sys
 
 import jax
+from absl import flags
 from etils import epath
 
 from bert_jax import (
   checkpointing,
   command,
   continuation,
+  corpus_cache,
   flops,
   metrics,
   partitioning,
+  preflight,
   pretraining,
+  rehearsal,
 )
+from bert_jax import hosts as hosts_lib
 from bert_jax import loop as loop_lib
 from bert_jax import run as run_lib
 from bert_jax import workdir as workdir_lib
@@ -38,12 +47,13 @@ from bert_jax.host_memory import keep_freed_memory
 from bert_jax.prepare import prepare
 
 
-def train(config, workdir, init=None):
+def train(config, workdir, hosts, init=None):
   """Trains a run to its end, or until a signal asks it to stop.
 
   Args:
     config: the run's settings.
     workdir: its folder, str or path.
+    hosts: `Hosts`.
     init: `continuation.Init`, the model to go on with, or None.
 
   Returns:
@@ -55,24 +65,50 @@ def train(config, workdir, init=None):
   """
   keep_freed_memory()
   workdir = epath.Path(workdir)
-  with workdir_lib.run_lock(workdir):
-    config, init = continuation.begin(config, workdir, init)
+  preflight.compare(hosts, preflight.software(config))
+  with _locked(workdir, hosts):
+    config, init = continuation.begin(config, workdir, init, hosts)
     validate(config)
-    workdir_lib.check_config(config, workdir)
+    preflight.compare(hosts, preflight.devices())
     run_lib.create_mesh(config)  # what does not fit is told before the work
-    extend_vocab = init.extend_vocab if init else 0
-    corpus = open_corpus(prepare(config, workdir, extend_vocab))
+    corpus = _open_corpus(config, workdir, hosts, init)
     run = run_lib.create_run(config, corpus)
-    workdir_lib.save_config(config, workdir)
+    if hosts.is_first:
+      workdir_lib.save_config(config, workdir)
     manager = checkpointing.create_manager(config.checkpoint, workdir)
     try:
-      return _train_from_newest(run, workdir, manager, init)
+      return _train_from_newest(run, workdir, manager, hosts, init)
+    except UserError:
+      raise
+    except BaseException as e:
+      hosts.fail(e)  # or closing would wait for hosts that do not come
+      raise
     finally:
       manager.close()
 
 
-def _train_from_newest(run, workdir, manager, init):
-  state = _restore_or_create(run, manager, init)
+def _locked(workdir, hosts):
+  if hosts.is_first:
+    return workdir_lib.run_lock(workdir)
+  return contextlib.nullcontext()
+
+
+def _open_corpus(config, workdir, hosts, init):
+  """Prepares the corpus on the first host and opens it on all."""
+
+  def prepare_on_first():
+    workdir_lib.check_config(config, workdir)
+    extend_vocab = init.extend_vocab if init else 0
+    return str(prepare(config, workdir, extend_vocab))
+
+  directory = hosts.on_first(prepare_on_first)
+  corpus = open_corpus(corpus_cache.fetch(directory))
+  preflight.compare(hosts, {"the corpus' fingerprint": corpus.fingerprint})
+  return corpus
+
+
+def _train_from_newest(run, workdir, manager, hosts, init):
+  state = _restore_or_create(run, manager, hosts, init)
   num_steps = num_train_steps(run.config)
   if int(state.step) >= num_steps:
     print(f"train: {workdir} is finished: all {num_steps:,} steps are done")
@@ -83,13 +119,13 @@ def _train_from_newest(run, workdir, manager, init):
     f"{sum(p.size for p in jax.tree.leaves(state.params)):,} parameters, "
     f"steps {int(state.step):,} to {num_steps:,}"
   )
-  writer = metrics.MetricWriter(workdir, first_step=int(state.step))
+  writer = metrics.create_writer(workdir, int(state.step), hosts.is_first)
 
   def save(state, evaluated):
-    del evaluated
-    checkpointing.save(manager, state, run.config, run.corpus.fingerprint)
+    fingerprint = run.corpus.fingerprint
+    checkpointing.save(manager, state, run.config, fingerprint, evaluated)
 
-  loop = loop_lib.Loop(run.config, run.mesh, writer, save, _summary)
+  loop = loop_lib.Loop(run.config, run.mesh, writer, save, _summary, hosts)
   try:
     state, stopped_by = loop_lib.train(loop, create_stages(run, state), state)
   finally:
@@ -102,9 +138,9 @@ def _train_from_newest(run, workdir, manager, init):
   return None
 
 
-def _restore_or_create(run, manager, init):
+def _restore_or_create(run, manager, hosts, init):
   found = checkpointing.restore_newest(
-    manager, run_lib.abstract_sharded_state(run)
+    manager, run_lib.abstract_sharded_state(run), hosts
   )
   if found is None and init is None:
     return run_lib.create_state(run)
@@ -152,7 +188,7 @@ def _create_stage(run, name, begin, end, state):
       phase.batch_size,
       step - begin,
       end - begin,
-      partitioning.local_rows(phase.batch_size),
+      partitioning.local_rows(run.mesh, phase.batch_size),
     )
 
   return loop_lib.Stage(
@@ -187,15 +223,23 @@ def _summary(row):
 def main(argv):
   """Runs the command."""
   del argv
-  stopped_by = train(
-    *command.config_and_workdir(), continuation.init_from_flags()
-  )
+  config, workdir = command.config_and_workdir()
+  init = continuation.init_from_flags()
+  num_hosts = flags.FLAGS.rehearse_hosts
+  if num_hosts and not rehearsal.is_child():
+    sys.exit(rehearsal.rehearse(num_hosts, flags.FLAGS.rehearse_devices))
+  with hosts_lib.joined() as hosts:
+    stopped_by = train(config, workdir, hosts, init)
   # Preemption is an expected end; somebody at the keyboard wanted a stop.
-  if stopped_by == signal.SIGINT:
+  if stopped_by == signal.SIGINT and hosts.is_alone:
     sys.exit(128 + stopped_by)
 
 
 if __name__ == "__main__":
   command.define_config_flags()
   continuation.define_flags()
+  flags.DEFINE_integer(
+    "rehearse_hosts", None, "Start so many processes here, as a pod does.", 1
+  )
+  flags.DEFINE_integer("rehearse_devices", 4, "CPU devices of each of them.", 1)
   command.run(main)

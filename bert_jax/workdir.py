@@ -8,7 +8,6 @@ import contextlib
 import fcntl
 import json
 import os
-import pathlib
 
 import ml_collections
 from etils import epath
@@ -17,11 +16,60 @@ from bert_jax.config import CHANGEABLE, differing_keys
 from bert_jax.errors import UserError
 
 
+def is_remote(path):
+  """Tells whether a path is an address, such as gs://, and not on a disk."""
+  return "://" in os.fspath(path)
+
+
 def corpus_dir(config, workdir):
-  """Returns the `pathlib.Path` of the prepared corpus of a run."""
+  """Returns the `epath.Path` of the prepared corpus of a run."""
   if config.corpus.dir:
-    return pathlib.Path(config.corpus.dir).expanduser()
-  return pathlib.Path(workdir) / "corpus"
+    return epath.Path(config.corpus.dir).expanduser()
+  return epath.Path(workdir) / "corpus"
+
+
+@contextlib.contextmanager
+def file_lock(path, wait=True):
+  """Holds a lock for one process; it ends with the process.
+
+  Args:
+    path: local path of a file that is there while the lock is held. Its folder
+      is made; if nothing else comes into it, it goes again.
+    wait: whether to wait for another process to let go of it.
+
+  Raises:
+    BlockingIOError: another process holds it; the message is its id.
+  """
+  is_new = not path.parent.exists()
+  with _locked_file(path, wait) as f:
+    f.truncate(0)
+    f.write(str(os.getpid()))
+    f.flush()
+    try:
+      yield
+    finally:
+      path.unlink()
+      if is_new and not any(path.parent.iterdir()):
+        path.parent.rmdir()
+
+
+def _locked_file(path, wait):
+  """Opens and locks a file that nobody has deleted meanwhile."""
+  while True:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    f = open(path, "a+")  # noqa: SIM115 (the caller closes it)
+    try:
+      fcntl.flock(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+      if os.path.samestat(os.stat(path), os.fstat(f.fileno())):
+        return f
+    except FileNotFoundError:
+      pass
+    except BlockingIOError:
+      f.seek(0)
+      holder = f.read().strip() or "?"
+      f.close()
+      raise BlockingIOError(holder) from None
+    f.close()
 
 
 @contextlib.contextmanager
@@ -34,31 +82,17 @@ def run_lock(workdir):
   Raises:
     UserError: another process holds it.
   """
-  if "://" in os.fspath(workdir):
+  if is_remote(workdir):
     yield
     return
-  is_new = not workdir.exists()
-  workdir.mkdir(parents=True, exist_ok=True)
-  path = workdir / ".lock"
-  with open(path, "a+") as f:
-    try:
-      fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      f.seek(0)
-      raise UserError(
-        f"{workdir} is in use by process {f.read().strip() or '?'}; expected "
-        "one run per workdir (wait for it, or choose another --workdir)"
-      ) from None
-    f.truncate(0)
-    f.write(str(os.getpid()))
-    f.flush()
-    try:
+  try:
+    with file_lock(workdir / ".lock", wait=False):
       yield
-    except UserError:
-      if is_new and list(workdir.iterdir()) == [path]:
-        path.unlink()
-        workdir.rmdir()  # a mistake leaves nothing behind
-      raise
+  except BlockingIOError as e:
+    raise UserError(
+      f"{workdir} is in use by process {e}; expected one run per workdir (wait "
+      "for it, or choose another --workdir)"
+    ) from None
 
 
 def check_config(config, workdir, changeable=CHANGEABLE):

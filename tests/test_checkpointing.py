@@ -124,6 +124,52 @@ def test_only_the_latest_are_kept(manager):
   assert sorted(manager.all_steps()) == [20, 30, 40]
 
 
+@pytest.mark.parametrize(
+  ("best", "step"), [(("loss", "min"), 20), (("accuracy", "max"), 10)]
+)
+def test_the_best_is_kept_beside_the_latest_also_after_a_restart(
+  tmp_path, best, step
+):
+  config = default_config()
+  config.checkpoint.keep = 2
+  figures = {
+    10: {"loss": 3.0, "accuracy": 0.9},
+    20: {"loss": 1.0, "accuracy": 0.5},
+    30: {"loss": float("nan"), "accuracy": float("nan")},
+    40: None,
+    50: {"loss": 2.0, "accuracy": 0.7},
+    60: None,
+  }
+  for number, evaluated in figures.items():
+    with checkpointing.create_manager(
+      config.checkpoint, tmp_path, best
+    ) as manager:
+      checkpointing.save(manager, _state(number), config, "corpus", evaluated)
+  kept = {int(path.name) for path in (tmp_path / "checkpoints").iterdir()}
+  assert kept == {step, 50, 60}
+  found, params, _ = checkpointing.load_params(
+    tmp_path, _abstract().params, "best", best
+  )
+  assert found == step
+  jax.tree.map(np.testing.assert_array_equal, params, _state(step).params)
+
+
+@pytest.mark.parametrize("content", ["", "{", None])
+def test_a_damaged_list_of_figures_stops_nothing(manager, tmp_path, content):
+  """The step counts as never measured, and as broken."""
+  path = tmp_path / "checkpoints" / "30" / "meta" / "metadata"
+  if content is None:
+    path.unlink()
+  else:
+    path.write_text(content)
+  with pytest.raises(UserError, match="no checkpoint best; it has: 10, 20, 30"):
+    checkpointing.load_params(tmp_path, _abstract().params, "best")
+  config = default_config().checkpoint
+  with checkpointing.create_manager(config, tmp_path) as again:
+    state, _ = checkpointing.restore_newest(again, _abstract())
+  assert state.step == 20
+
+
 def test_checksums_see_every_bit():
   state = _state(1)
   kernel = np.array(state.params["dense"]["kernel"])

@@ -19,6 +19,7 @@ from bert_jax.data import corpus as corpus_lib
 from bert_jax.data.encoding import hash_text
 from bert_jax.data.examples import Examples
 from bert_jax.data.tokenization import SPECIAL_TOKENS, create_tokenizer
+from bert_jax.errors import UserError
 from tests import texts
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -416,6 +417,40 @@ def test_a_corpus_folder_of_its_own_serves_many_runs(tmp_path, capsys):
     vocab = (directory / "vocab.txt").read_bytes()
     assert (tmp_path / name / "vocab.txt").read_bytes() == vocab
   assert "is prepared already" in capsys.readouterr().out
+
+
+def test_a_finished_corpus_needs_its_text_no_more(tmp_path, capsys):
+  """Other settings are refused all the same, and so is other text."""
+  path, other = tmp_path / "a.txt", tmp_path / "b.txt"
+  texts.write_text(path, texts.make_documents(60, 6))
+  config = _config(path, **{"corpus.dir": str(tmp_path / "shared")})
+  prepare_lib.prepare(config, tmp_path / "run")
+  path.rename(other)
+  prepare_lib.prepare(config, tmp_path / "run")
+  assert "is prepared already" in capsys.readouterr().out
+  config.corpus.lowercase = False
+  with pytest.raises(UserError, match="lowercase was True, now False"):
+    prepare_lib.prepare(config, tmp_path / "run")
+  config.corpus.lowercase = True
+  config.corpus.source = str(other)
+  with pytest.raises(UserError, match=r"another source: .*a.txt.*b.txt"):
+    prepare_lib.prepare(config, tmp_path / "run")
+
+
+def test_two_workdirs_that_prepare_one_folder_take_turns(tmp_path, source):
+  shared = f"--config.corpus.dir={tmp_path / 'shared'}"
+  code = _SMALL_CHUNKS.format(chunk_bytes=2000, pool_bytes=10**12)
+  processes = [
+    _start(_arguments(tmp_path / name, source, shared), code)
+    for name in ("first", "second")
+  ]
+  outputs = sorted(process.communicate(timeout=240) for process in processes)
+  assert [process.returncode for process in processes] == [0, 0], outputs
+  written, found = sorted((output for output, _ in outputs), key=len)[::-1]
+  assert "documents" in written
+  assert found == f"corpus: {tmp_path / 'shared'} is prepared already\n"
+  opened = corpus_lib.open_corpus(tmp_path / "shared")
+  assert opened.manifest["num_documents"] == 800
 
 
 def test_words_are_counted_all_over_a_large_corpus(tmp_path, monkeypatch):

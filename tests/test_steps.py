@@ -121,7 +121,10 @@ def _curve(
   return rows, jax.device_get(state.params)
 
 
-@pytest.mark.parametrize("mesh_sizes", [(8, 1, 1), (2, 2, 2), (1, 4, 4)])
+@pytest.mark.parametrize(
+  "mesh_sizes",
+  [(16, 1, 1), (8, 2, 1), (4, 1, 4), (4, 4, 1), (2, 2, 4), (1, 4, 4)],
+)
 def test_the_same_seed_gives_the_same_curve_on_every_mesh(mesh_sizes):
   """Examples, masks and dropout do not depend on where the rows lie."""
   alone, _ = _curve((1, 1, 1), 1)

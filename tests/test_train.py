@@ -160,7 +160,10 @@ def test_sigterm_saves_the_step_it_is_at_and_exits_cleanly(
 ):
   workdir = tmp_path / "run"
   process = _start_training(
-    workdir, source, "--config.checkpoint.every_steps=1000"
+    workdir,
+    source,
+    "--config.checkpoint.every_steps=1000",
+    "--config.eval.every_steps=1000",
   )
   _wait_for_step(process, workdir, 12)
   process.send_signal(signal.SIGTERM)
@@ -171,7 +174,8 @@ def test_sigterm_saves_the_step_it_is_at_and_exits_cleanly(
   assert saved == metrics.load_rows(workdir)[-1]["step"] < NUM_STEPS
   done = _run("train", workdir, *SETTINGS, source)
   assert f"continuing after step {saved}" in done.stdout
-  assert _losses(workdir) == _losses(finished)
+  found = {k: v for k, v in _losses(finished).items() if k in _losses(workdir)}
+  assert _losses(workdir) == found
 
 
 def test_a_finished_run_says_so(finished, source):
@@ -200,6 +204,23 @@ def test_evaluate_repeats_the_figures_of_the_run(finished):
   for field in ("mlm_loss", "nsp_loss", "mlm_accuracy", "nsp_accuracy"):
     assert by_phase["phase2"][field] == pytest.approx(last[field], rel=1e-6)
   assert by_phase["phase1"]["max_seq_length"] == 32
+
+
+def test_the_best_checkpoint_is_kept_and_evaluated(finished):
+  """Beside the three latest ones, and read again by its name."""
+  held_out = [r for r in metrics.load_rows(finished) if r["split"] == "eval"]
+  best = min(held_out, key=lambda row: row["loss"])
+  kept = {int(p.name) for p in (finished / "checkpoints").iterdir()}
+  assert kept == {30, 35, 36, best["step"]}
+  done = _run("evaluate", finished, "--step=best")
+  assert done.returncode == 0, done.stderr
+  by_phase = {r["phase"]: r for r in map(json.loads, done.stdout.splitlines())}
+  found = by_phase[best["phase"]]
+  assert found["step"] == best["step"]
+  assert found["loss"] == pytest.approx(best["loss"], rel=1e-6)
+  wrong = _run("evaluate", finished, "--step=newest")
+  assert wrong.returncode == 2
+  assert "--step is 'newest'; expected a number or best" in wrong.stderr
 
 
 def test_a_second_run_in_the_same_workdir_is_refused(tmp_path, source):

@@ -39,6 +39,15 @@ MIN_DOCUMENT_TOKENS = 2
 # document.
 MIN_DOCUMENTS = 4
 _STREAMS = ("tokens.bin", "sentences.bin", "documents.bin")
+# Of a finished corpus, in the order to copy them.
+FILES = (
+  "vocab.txt",
+  "tokens.bin",
+  "sentences.bin",
+  "documents.npy",
+  "report.json",
+  "manifest.json",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,8 +122,12 @@ def _map_file(path, dtype):
 
 
 def load_manifest(directory):
-  """Returns the manifest of a finished corpus as a dict, or None."""
-  path = pathlib.Path(directory) / "manifest.json"
+  """Returns the manifest of a finished corpus as a dict, or None.
+
+  Args:
+    directory: `epath.Path` or `pathlib.Path`.
+  """
+  path = directory / "manifest.json"
   return json.loads(path.read_text()) if path.exists() else None
 
 
@@ -258,8 +271,10 @@ class CorpusWriter:
     with open(self._directory / "documents.npy", "wb") as f:
       np.save(f, documents)
 
-    vocab_crc = zlib.crc32((self._directory / "vocab.txt").read_bytes())
-    crcs = [progress["crc32"][name] for name in _STREAMS] + [vocab_crc]
+    crc32 = dict(progress["crc32"])
+    for name in ("vocab.txt", "documents.npy"):
+      crc32[name] = zlib.crc32((self._directory / name).read_bytes())
+    crcs = [crc32[name] for name in (*_STREAMS, "vocab.txt")]
     manifest = {
       "settings": progress["settings"],
       "num_documents": len(documents),
@@ -273,7 +288,7 @@ class CorpusWriter:
         name: progress["file_bytes"][name]
         for name in ("tokens.bin", "sentences.bin")
       },
-      "crc32": progress["crc32"],
+      "crc32": crc32,
       "fingerprint": f"{zlib.crc32(repr(crcs).encode()):08x}",
     }
     return manifest

@@ -276,7 +276,7 @@ def make_predict(model, params):
     # Whole, so that every process sees all of them.
     out_shardings=NamedSharding(mesh, PartitionSpec()),
   )
-  rows = partitioning.local_rows(batch_size)
+  rows = partitioning.local_rows(mesh, batch_size)
 
   def predict(params, features):
     logits = []

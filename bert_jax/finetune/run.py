@@ -328,7 +328,7 @@ def _create_stage(run, workdir, state):
   examples = TrainingExamples(run.train, config.seed)
 
   def batches(step):
-    rows = partitioning.local_rows(batch_size)
+    rows = partitioning.local_rows(mesh, batch_size)
     return iterate_batches(examples, batch_size, step, run.num_steps, rows)
 
   return loop_lib.Stage(
