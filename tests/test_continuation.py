@@ -30,6 +30,7 @@ from bert_jax.data.vocabulary import (
   split_piece,
 )
 from bert_jax.errors import UserError
+from bert_jax.hosts import Hosts
 from bert_jax.modeling import BertForPreTraining
 from bert_jax.prepare import prepare
 from bert_jax.pretrained import Pretrained, load_init
@@ -190,19 +191,27 @@ def test_the_vocabulary_comes_along(source, continued):
 def test_another_init_or_none_before_is_refused(text, source, continued):
   config = create_config(text)
   with pytest.raises(UserError, match=r"was begun with --init=.*source"):
-    continuation.begin(config, epath.Path(continued), Init("/elsewhere"))
+    continuation.begin(
+      config, epath.Path(continued), Init("/elsewhere"), Hosts()
+    )
   with pytest.raises(UserError, match="was begun with no --init"):
-    continuation.begin(config, epath.Path(source), Init(str(continued)))
+    continuation.begin(
+      config, epath.Path(source), Init(str(continued)), Hosts()
+    )
 
 
 def test_a_mistake_before_the_first_step_can_be_mended(text, source, tmp_path):
   workdir = epath.Path(tmp_path / "run")
   mistaken = Init(str(source), 40_000)
-  config, init = continuation.begin(create_config(text), workdir, mistaken)
+  config, init = continuation.begin(
+    create_config(text), workdir, mistaken, Hosts()
+  )
   with pytest.raises(UserError, match=r"--extend_vocab=40000.*at most that"):
     prepare(config, workdir, init.extend_vocab)
   mended = Init(str(source), 3)
-  config, init = continuation.begin(create_config(text), workdir, mended)
+  config, init = continuation.begin(
+    create_config(text), workdir, mended, Hosts()
+  )
   assert init == mended
   prepare(config, workdir, init.extend_vocab)
   assert len(load_vocabulary(workdir / "vocab.txt")) == len(VOCAB) + 3
@@ -214,15 +223,15 @@ def test_the_model_decides_sizes_words_and_casing(text, source, tmp_path):
   config.corpus.vocab_file = "mine.txt"
   workdir = epath.Path(tmp_path / "run")
   with pytest.raises(UserError, match=r"vocab_file is 'mine\.txt', but --init"):
-    continuation.begin(config, workdir, Init(str(source)))
+    continuation.begin(config, workdir, Init(str(source)), Hosts())
   config.corpus.vocab_file = ""
-  settled, _ = continuation.begin(config, workdir, Init(str(source)))
+  settled, _ = continuation.begin(config, workdir, Init(str(source)), Hosts())
   theirs = load_config(source).model
   for key in continuation.ARCHITECTURE:
     assert settled.model[key] == theirs[key]
   assert settled.model.dtype == config.model.dtype
   assert load_vocabulary(settled.corpus.vocab_file) == VOCAB
-  again, kept = continuation.begin(config, workdir, None)
+  again, kept = continuation.begin(config, workdir, None, Hosts())
   assert again.to_dict() == settled.to_dict()
   assert kept == Init(str(source))
   assert config.model.hidden_size == 768  # the caller's is left alone
@@ -263,6 +272,7 @@ def test_moments_can_only_be_kept_from_a_run(text, source, tmp_path):
       create_config(text),
       epath.Path(tmp_path / "run"),
       Init(str(tmp_path / "hf"), optimizer="keep"),
+      Hosts(),
     )
 
 
