@@ -35,10 +35,11 @@ SETTINGS = {
 }
 # The command with small chunks, and with workers whatever the text's size.
 _SMALL_CHUNKS = """
-from bert_jax import command, prepare
+from bert_jax import command, continuation, prepare
 prepare.CHUNK_BYTES = {chunk_bytes}
 prepare._POOL_BYTES = {pool_bytes}
 command.define_config_flags()
+continuation.define_flags()
 command.run(prepare.main)
 """
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from bert_jax import partitioning, plan, topology
+from bert_jax import partitioning, planning, topology
 from bert_jax import run as run_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -85,7 +85,7 @@ def _text(spec):
 @pytest.mark.parametrize("mesh", MESHES)
 @pytest.mark.parametrize("name", ["bert_base", "bert_large"])
 def test_every_parameter_is_split_as_the_golden_table_says(name, mesh):
-  table = plan.sharding_table(_create_run(name, mesh))
+  table = planning.sharding_table(_create_run(name, mesh))
   found = {}
   for path, _, _, spec, _ in table:
     pattern = re.sub(r"layer_\d+", "layer_*", path)
@@ -96,7 +96,7 @@ def test_every_parameter_is_split_as_the_golden_table_says(name, mesh):
 @pytest.mark.parametrize(("name", "mesh"), BYTES)
 def test_every_device_keeps_as_many_bytes_as_the_golden_table_says(name, mesh):
   """The bytes are also those of the table, divided by hand."""
-  table = plan.sharding_table(_create_run(name, mesh))
+  table = planning.sharding_table(_create_run(name, mesh))
   assert sum(num_bytes for *_, num_bytes in table) == BYTES[name, mesh]
   sizes = dict(zip(partitioning.MESH_AXES, mesh, strict=True))
   for path, shape, _, _, num_bytes in table:
@@ -112,7 +112,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec as P
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 16)
-from bert_jax import plan
+from bert_jax import planning
 from bert_jax import run as run_lib
 
 for name, mesh in {cases}:
@@ -121,7 +121,7 @@ for name, mesh in {cases}:
   config.phase1.batch_size = 32
   config.mesh.data, config.mesh.fsdp, config.mesh.model = mesh
   run = run_lib.create_planned_run(config, jax.devices())
-  plan.compile_step(run, "phase1")
+  planning.compile_step(run, "phase1")
 print("compiled", file=sys.stderr, flush=True)
 
 # A program that the compiler is known to warn of.

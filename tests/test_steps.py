@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from bert_jax import attention, dropout, partitioning, steps
@@ -132,6 +133,28 @@ def test_the_same_seed_gives_the_same_curve_on_every_mesh(mesh_sizes):
   for a, b in zip(alone, spread, strict=True):
     for name in a:
       np.testing.assert_allclose(b[name], a[name], rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("mesh_sizes", [(16, 1, 1), (4, 1, 4), (2, 2, 4)])
+def test_gradients_are_the_same_on_every_mesh(mesh_sizes):
+  """Read from Adam's first moment after one step; predictions are ragged."""
+
+  def gradients(mesh_sizes):
+    config = _config()
+    num_devices = int(np.prod(mesh_sizes))
+    state, train_step, mesh = _start(config, mesh_sizes, num_devices)
+    batch = partitioning.global_batch(mesh, _batch(config, 0))
+    state, _ = train_step(state, batch)
+    moments = optax.tree_utils.tree_get(state.opt_state, "mu")
+    return jax.device_get(moments)
+
+  alone, spread = gradients((1, 1, 1)), gradients(mesh_sizes)
+  largest = max(abs(leaf).max() for leaf in jax.tree.leaves(alone))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(b, a, atol=1e-5 * largest),
+    alone,
+    spread,
+  )
 
 
 def _pretend_tpus(monkeypatch):
