@@ -8,6 +8,7 @@ step, so that nothing waits for a compiler, or fails in it, hours later.
 import concurrent.futures
 import dataclasses
 import datetime
+import math
 import signal
 import time
 from collections.abc import Callable
@@ -66,6 +67,7 @@ class Loop:
       write a checkpoint.
     summary: function of a row of metrics to a short text.
     hosts: `Hosts`; this process alone by default.
+    started: `time.monotonic()` when the run was started; now by default.
   """
 
   config: ml_collections.ConfigDict
@@ -74,6 +76,7 @@ class Loop:
   save: Callable
   summary: Callable
   hosts: Hosts = dataclasses.field(default_factory=Hosts)
+  started: float = dataclasses.field(default_factory=time.monotonic)
 
 
 def train(loop, stages, state):
@@ -96,6 +99,8 @@ def train(loop, stages, state):
   programs = compile_stages(stages, state)
   names = " and ".join(stage.name for stage in stages)
   print(f"train: compiled {names} in {time.monotonic() - started:.1f} s")
+  for stage, program in zip(stages, programs, strict=True):
+    print(_figures(stage, program, state))
   # Those that are done first must not give up on the others, as the CPU's
   # collectives do after half a minute.
   loop.hosts.gather(None)
@@ -126,6 +131,36 @@ def compile_stages(stages, state):
   ]
   with concurrent.futures.ThreadPoolExecutor(len(stages)) as threads:
     return list(threads.map(lambda program: program.compile(), lowered))
+
+
+def _figures(stage, program, state):
+  """Returns a line on what a step takes, before the first one is made."""
+
+  def gigabytes(tree):
+    shards = (leaf.sharding.shard_shape(leaf.shape) for leaf in tree)
+    sizes = map(math.prod, shards)
+    leaf_bytes = (
+      size * leaf.dtype.itemsize for size, leaf in zip(sizes, tree, strict=True)
+    )
+    return sum(leaf_bytes) / 1e9
+
+  line = (
+    f"{stage.name}: {stage.batch_size:,} x {stage.max_seq_length}, "
+    f"{stage.flops_per_step / 1e12:.4g} model TFLOPs a step; GB a device: "
+    f"parameters {gigabytes(jax.tree.leaves(state.params)):.3f}, optimizer "
+    f"{gigabytes(jax.tree.leaves(state.opt_state)):.3f}, activations and "
+    f"temporaries {program.memory_analysis().temp_size_in_bytes / 1e9:.3f}"
+  )
+  peak = _peak_flops()
+  if peak:
+    line += f"; {1e3 * stage.flops_per_step / peak:.2f} ms a step at the peak"
+  return line
+
+
+def _peak_flops():
+  """Returns FLOP/s of all devices together, or None if not known."""
+  peak = flops.peak_flops(jax.devices()[0])
+  return peak and peak * jax.device_count()
 
 
 def _catch_signals():
@@ -171,6 +206,9 @@ def _train_stage(loop, stage, train_step, num_steps, state, stopping):
       batch = partitioning.global_batch(loop.mesh, batch)
       state, step_metrics = train_step(state, batch)
       clock.count_step(step_metrics)
+      if step == first + 1:
+        seconds = time.monotonic() - loop.started
+        bar.write(f"{stage.name}: first step done {seconds:.1f} s after start")
       bar.update()
       # Looked at once a step: whatever ends the loop also saves.
       stopped = stopping(step)
@@ -196,12 +234,11 @@ def _train_stage(loop, stage, train_step, num_steps, state, stopping):
 
 
 def _create_clock(stage):
-  peak = flops.peak_flops(jax.devices()[0])
   return StepClock(
     stage.batch_size,
     stage.max_seq_length,
     stage.flops_per_step,
-    peak and peak * jax.device_count(),
+    _peak_flops(),
   )
 
 
@@ -227,11 +264,16 @@ def _show(bar, row, summary, num_steps, clock):
     left = clock.seconds_per_step * (num_steps - row["step"])
     print(
       f"step {row['step']:,}/{num_steps:,} {row['phase']}: {summary(row)}, "
-      f"{row.get('sequences_per_second', 0):,.0f} sequences/s, "
-      f"{datetime.timedelta(seconds=round(left))} left",
+      f"{_speed(row, clock)}, {datetime.timedelta(seconds=round(left))} left",
       flush=True,
     )
   else:
-    bar.set_postfix_str(
-      f"{summary(row)}, {row.get('sequences_per_second', 0):,.0f} sequences/s"
-    )
+    bar.set_postfix_str(f"{summary(row)}, {_speed(row, clock)}")
+
+
+def _speed(row, clock):
+  speed = (
+    f"{row.get('sequences_per_second', 0):,.0f} sequences/s, "
+    f"{1e3 * clock.seconds_per_step:,.1f} ms a step"
+  )
+  return f"{speed}, MFU {row['mfu']:.2f}" if row.get("mfu") else speed

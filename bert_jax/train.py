@@ -17,6 +17,7 @@ is the same to the bit.
 import contextlib
 import signal
 import sys
+import time
 
 import jax
 from absl import flags
@@ -63,8 +64,10 @@ def train(config, workdir, hosts, init=None):
     UserError: settings, text or workdir are not as they must be, or the loss
       is not finite any more.
   """
+  started = time.monotonic()
   keep_freed_memory()
   workdir = epath.Path(workdir)
+  _keep_programs(workdir)
   preflight.compare(hosts, preflight.software(config))
   with _locked(workdir, hosts):
     config, init = continuation.begin(config, workdir, init, hosts)
@@ -77,7 +80,7 @@ def train(config, workdir, hosts, init=None):
       workdir_lib.save_config(config, workdir)
     manager = checkpointing.create_manager(config.checkpoint, workdir)
     try:
-      return _train_from_newest(run, workdir, manager, hosts, init)
+      return _train_from_newest(run, workdir, manager, hosts, init, started)
     except UserError:
       raise
     except BaseException as e:
@@ -85,6 +88,13 @@ def train(config, workdir, hosts, init=None):
       raise
     finally:
       manager.close()
+
+
+def _keep_programs(workdir):
+  """Keeps compiled programs in the workdir, for the next start of the run."""
+  if jax.config.jax_compilation_cache_dir is None:
+    directory = workdir / "compiled"
+    jax.config.update("jax_compilation_cache_dir", str(directory))
 
 
 def _locked(workdir, hosts):
@@ -107,7 +117,7 @@ def _open_corpus(config, workdir, hosts, init):
   return corpus
 
 
-def _train_from_newest(run, workdir, manager, hosts, init):
+def _train_from_newest(run, workdir, manager, hosts, init, started):
   state = _restore_or_create(run, manager, hosts, init)
   num_steps = num_train_steps(run.config)
   if int(state.step) >= num_steps:
@@ -125,7 +135,9 @@ def _train_from_newest(run, workdir, manager, hosts, init):
     fingerprint = run.corpus.fingerprint
     checkpointing.save(manager, state, run.config, fingerprint, evaluated)
 
-  loop = loop_lib.Loop(run.config, run.mesh, writer, save, _summary, hosts)
+  loop = loop_lib.Loop(
+    run.config, run.mesh, writer, save, _summary, hosts, started
+  )
   try:
     state, stopped_by = loop_lib.train(loop, create_stages(run, state), state)
   finally:
