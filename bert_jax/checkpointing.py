@@ -216,6 +216,26 @@ def _read(workdir, step, **items):
     return reader.restore(step, args=ocp.args.Composite(**items))
 
 
+def restore(manager, step, abstract_state):
+  """Restores one checkpoint and verifies it.
+
+  Args:
+    manager: from `create_manager`.
+    step: int.
+    abstract_state: see `restore_newest`.
+
+  Returns:
+    (`TrainState`, meta), meta as `save` wrote it.
+
+  Raises:
+    ValueError: it is broken.
+  """
+  restored, error = _try_to_restore(manager, step, abstract_state, Hosts())
+  if error:
+    raise ValueError(f"checkpoint {step} is broken: {error}")
+  return restored
+
+
 def load_params(workdir, abstract_params, step=None, best=BEST):
   """Restores the parameters alone, for reading.
 

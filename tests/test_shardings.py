@@ -158,8 +158,7 @@ def test_no_array_is_gathered_whole_against_the_compilers_will():
 )
 def test_the_model_axis_joins_neighbours_of_the_torus(slice_name, mesh):
   """They speak in every layer: each has another one at the end of a link."""
-  generation, shape = topology.find_slice(slice_name)
-  devices = topology.describe_devices(generation, shape)
+  devices = topology.describe_devices(topology.find_slice(slice_name))
   arranged = _create_run("bert_base", mesh, devices).mesh.devices
   for group in arranged.reshape(-1, mesh[-1]):
     coords = np.array([device.coords for device in group])
