@@ -8,7 +8,9 @@ import subprocess
 
 import pytest
 
-from bert_jax.config import default_config, flatten
+from bert_jax import config
+from bert_jax.config import flatten
+from bert_jax.finetune import config as finetune_config
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [
@@ -29,11 +31,22 @@ def _commands():
   return found
 
 
+def _source(module):
+  """Returns the text of a command, and of where it defines its flags."""
+  path = ROOT / module.replace(".", "/")
+  path = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
+  text = path.read_text()
+  if "continuation.define_flags()" in text:
+    text += (ROOT / "bert_jax" / "continuation.py").read_text()
+  return text
+
+
 @pytest.mark.parametrize(("page", "module", "arguments"), _commands())
 def test_every_command_exists_with_its_flags(page, module, arguments):
   importlib.import_module(module)
-  source = (ROOT / f"{module.replace('.', '/')}.py").read_text()
-  keys = flatten(default_config())
+  source = _source(module)
+  defaults = finetune_config if "finetune" in module else config
+  keys = flatten(defaults.default_config())
   for word in shlex.split(arguments.split("#")[0]):
     flag, _, value = word.removeprefix("--").partition("=")
     if not word.startswith("--"):
@@ -43,7 +56,7 @@ def test_every_command_exists_with_its_flags(page, module, arguments):
     elif flag == "config":
       assert "define_config_flag" in source
       if value.startswith("configs/"):
-        assert (ROOT / value).is_file()
+        assert (ROOT / value.partition(":")[0]).is_file()
     elif flag in ("workdir", "step"):
       assert "command.define_" in source
     else:
