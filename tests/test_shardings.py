@@ -109,7 +109,7 @@ def test_every_device_keeps_as_many_bytes_as_the_golden_table_says(name, mesh):
 _COMPILE = """
 import importlib, sys
 import jax
-from jax.sharding import NamedSharding, PartitionSpec as P
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 16)
 from bert_jax import planning
@@ -125,10 +125,12 @@ for name, mesh in {cases}:
 print("compiled", file=sys.stderr, flush=True)
 
 # A program that the compiler is known to warn of.
-rows = NamedSharding(run.mesh, P(("data", "fsdp", "model"), None))
-columns = NamedSharding(run.mesh, P(None, "model"))
+mesh = jax.make_mesh((4, 4), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
+rows = NamedSharding(mesh, P(("a", "b"), None))
+columns = NamedSharding(mesh, P(None, "b"))
 x = jax.ShapeDtypeStruct((16, 16), "float32", sharding=rows)
-jax.jit(lambda x: 2 * x, out_shardings=columns).lower(x).compile()
+known = lambda x: jax.lax.with_sharding_constraint(2 * x, columns)
+jax.jit(known).lower(x).compile()
 """
 
 
