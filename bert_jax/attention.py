@@ -15,6 +15,9 @@ from bert_jax.attention_kernel import fused_attention
 from bert_jax.devices import BATCH_AXES, MODEL_AXIS, mesh_of_tpus
 from bert_jax.dropout import dropout, row_words
 
+# The kernel's compiler multiplies no bfloat16 matrices for them.
+_WITHOUT_KERNEL = ("TPU v2", "TPU v3")
+
 
 def dot_product_attention(
   query, key, value, attention_mask, num_heads, dropout_rate, dropout_key
@@ -38,7 +41,10 @@ def dot_product_attention(
     float [B, L, D], same dtype as `value`.
   """
   mesh = mesh_of_tpus()
-  attend = plain_attention if mesh is None else _make_fused_attention(mesh)
+  if mesh is None or mesh.abstract_device.device_kind in _WITHOUT_KERNEL:
+    attend = plain_attention
+  else:
+    attend = _make_fused_attention(mesh)
   return attend(
     query, key, value, attention_mask, num_heads, dropout_rate, dropout_key
   )

@@ -138,7 +138,7 @@ def test_half_a_chip_is_a_device_and_a_whole_one_is_paid_for(name):
 
 @pytest.mark.slow
 def test_what_does_not_fit_says_by_how_much_and_what_would():
-  """Two layers as wide as BERT-large's, 1024 x 512 on 4 chips."""
+  """Two layers as wide as BERT-large's, 4096 x 512 on 4 chips."""
   config = default_config()
   config.model.update(
     hidden_size=1024,
@@ -147,7 +147,7 @@ def test_what_does_not_fit_says_by_how_much_and_what_would():
     intermediate_size=4096,
   )
   config.phase1.num_steps = 0
-  config.phase2.batch_size = 1024
+  config.phase2.batch_size = 4096
   config.optimizer.warmup_steps = 10
   (found,) = slices("v5e:2x2")
   report = plan.plan(config, found)
