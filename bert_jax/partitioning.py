@@ -62,8 +62,8 @@ TPU_OPTIONS = {
   # Each matrix' gradient is reduced by itself, beside the backward pass, and
   # none waits for others to be sent together: 5.17 to 4.23 ms.
   "xla_jf_crs_combiner_threshold_in_bytes": 1_000_000,
-  # Without any of these nothing runs beside the backward pass; what each one
-  # earns by itself has not been measured.
+  # Collectives beside other work: together, in an earlier form of the step and
+  # with `modeling.look_up`, 4.97 to 4.29 ms. What each earns is not measured.
   "xla_enable_async_all_reduce": True,
   "xla_tpu_enable_async_collective_fusion": True,
   "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
