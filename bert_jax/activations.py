@@ -23,9 +23,9 @@ def gelu(x):
 
   Float32 goes through erf. In bfloat16 a tanh of a polynomial takes erf's
   place, whose error of 3e-6 is far below bfloat16's own: one unit of a TPU
-  computes tanh, while erf is some thirty operations of another, which took a
-  tenth of BERT-base's step (the compiler's estimate, 256 x 128 on 16 chips of
-  v5e).
+  computes tanh, while erf is some thirty operations of another. Two layers of
+  BERT-base went from 4.34 to 4.12 ms by it (the compiler's estimate, 256 x 128
+  on 16 chips of v5e).
 
   Args:
     x: float, any shape.

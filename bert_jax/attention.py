@@ -25,8 +25,9 @@ def dot_product_attention(
   """Lets every position read from the visible ones, head by head.
 
   The heads lie side by side in the last dimension. Split, its 64 entries a
-  head would be padded to a TPU's 128 lanes, in the projections as well:
-  BERT-base's step took a sixth longer.
+  head would be padded to a TPU's 128 lanes, in the projections as well: a layer
+  of BERT-base took 0.76 ms and not 0.66, the kernel apart (the compiler's
+  estimate, 256 x 128 on 16 chips of v5e).
 
   Args:
     query: float [B, L, D].

@@ -4,7 +4,9 @@ A sequence is at most 512 long, so all scores of one head fit on the chip at
 once and softmax needs no streaming. The forward pass reads query, key and
 value and writes the result; the backward pass reads them again with the
 result's gradient and recomputes the probabilities. Neither scores nor
-probabilities nor dropout masks are ever in HBM.
+probabilities nor dropout masks are ever in HBM. By the compiler's estimate a
+layer of BERT-base takes 0.10 ms less for it, and 0.04 ms more for the kernel at
+its roofline (256 x 128 on 16 chips of v5e).
 
 Inside a kernel: L query positions, M = L key positions, H head size.
 """

@@ -36,6 +36,11 @@ def define_workdir_flag():
 def define_checkpoint_flags():
   """Defines `--workdir=DIR --step=N`: a checkpoint to read."""
   define_workdir_flag()
+  define_step_flag()
+
+
+def define_step_flag():
+  """Defines `--step=N`."""
   flags.DEFINE_string(
     "step", None, "Checkpoint, or best by held-out loss; default: the newest."
   )

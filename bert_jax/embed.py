@@ -272,7 +272,7 @@ def main(argv):
     raise UserError(
       f"--output={args.output} should end in {', '.join(SUFFIXES)}"
     )
-  pretrained = load_init(args.init, args.step)
+  pretrained = load_init(args.init, command.checkpoint_step())
   print_report(pretrained, ())
   embedder = create_embedder(
     pretrained, args.layers, args.pooling, args.max_length, args.batch_size
@@ -298,9 +298,7 @@ if __name__ == "__main__":
   flags.DEFINE_string(
     "init", None, "Workdir, Hugging Face folder or TF1 model."
   )
-  flags.DEFINE_integer(
-    "step", None, "Checkpoint of a workdir; default: newest."
-  )
+  command.define_step_flag()
   flags.DEFINE_string("input", None, "Text file, .txt or .jsonl.")
   flags.DEFINE_string("output", None, "File to write.")
   flags.DEFINE_string("layers", "last", "last, last4 or such as 0,3,-1.")

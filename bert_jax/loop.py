@@ -8,7 +8,6 @@ step, so that nothing waits for a compiler, or fails in it, hours later.
 import concurrent.futures
 import dataclasses
 import datetime
-import math
 import signal
 import time
 from collections.abc import Callable
@@ -135,21 +134,15 @@ def compile_stages(stages, state):
 
 def _figures(stage, program, state):
   """Returns a line on what a step takes, before the first one is made."""
-
-  def gigabytes(tree):
-    shards = (leaf.sharding.shard_shape(leaf.shape) for leaf in tree)
-    sizes = map(math.prod, shards)
-    leaf_bytes = (
-      size * leaf.dtype.itemsize for size, leaf in zip(sizes, tree, strict=True)
-    )
-    return sum(leaf_bytes) / 1e9
-
+  params_bytes, opt_bytes = map(
+    partitioning.device_bytes, (state.params, state.opt_state)
+  )
   line = (
     f"{stage.name}: {stage.batch_size:,} x {stage.max_seq_length}, "
     f"{stage.flops_per_step / 1e12:.4g} model TFLOPs a step; GB a device: "
-    f"parameters {gigabytes(jax.tree.leaves(state.params)):.3f}, optimizer "
-    f"{gigabytes(jax.tree.leaves(state.opt_state)):.3f}, activations and "
-    f"temporaries {program.memory_analysis().temp_size_in_bytes / 1e9:.3f}"
+    f"parameters {params_bytes / 1e9:.3f}, optimizer {opt_bytes / 1e9:.3f}, "
+    f"activations and temporaries "
+    f"{program.memory_analysis().temp_size_in_bytes / 1e9:.3f}"
   )
   peak = _peak_flops()
   if peak:

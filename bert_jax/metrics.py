@@ -8,23 +8,31 @@ from etils import epath
 
 from bert_jax.workdir import is_remote
 
-FIELDS = (
-  "step",
-  "split",
-  "loss",
-  "mlm_loss",
-  "mlm_accuracy",
-  "nsp_loss",
-  "nsp_accuracy",
-  "nsp_base_rate",
-  "learning_rate",
-  "grad_norm",
-  "sequences_per_second",
-  "tokens_per_second",
-  "mfu",
-  "fill",
-  "data_wait",
-  "phase",
+
+def row_fields(names):
+  """Returns the keys of a run's rows, in order.
+
+  Args:
+    names: the figures that are its own, beside those of every run.
+  """
+  return (
+    "step",
+    "split",
+    "loss",
+    *names,
+    "learning_rate",
+    "grad_norm",
+    "sequences_per_second",
+    "tokens_per_second",
+    "mfu",
+    "fill",
+    "data_wait",
+    "phase",
+  )
+
+
+FIELDS = row_fields(
+  ("mlm_loss", "mlm_accuracy", "nsp_loss", "nsp_accuracy", "nsp_base_rate")
 )
 
 

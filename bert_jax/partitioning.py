@@ -22,11 +22,10 @@ import optax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from bert_jax.devices import BATCH_AXES, MODEL_AXIS, num_row_shards
 from bert_jax.errors import UserError
 
 MESH_AXES = ("data", "fsdp", "model")
-# The rows of a batch are split over both.
-BATCH_AXES = ("data", "fsdp")
 
 # Parameter path -> logical name of each dimension; None is never split.
 PARAM_AXES = (
@@ -73,9 +72,9 @@ TPU_OPTIONS = {
 
 # Logical name -> mesh axis.
 MESH_AXIS_OF = {
-  "vocab": "model",
-  "heads": "model",
-  "mlp": "model",
+  "vocab": MODEL_AXIS,
+  "heads": MODEL_AXIS,
+  "mlp": MODEL_AXIS,
   "embed": "fsdp",
 }
 
@@ -202,6 +201,38 @@ def state_shardings(mesh, state, optimizer):
   )
 
 
+def abstract_state(mesh, state, optimizer):
+  """Adds its shardings to the shapes of a state, as it is restored to.
+
+  Same arguments as `state_shardings`.
+
+  Returns:
+    `TrainState` of `ShapeDtypeStruct` with shardings.
+  """
+  return jax.tree.map(
+    lambda leaf, sharding: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=sharding
+    ),
+    state,
+    state_shardings(mesh, state, optimizer),
+  )
+
+
+def device_bytes(tree):
+  """Counts the bytes of a tree that one device holds.
+
+  Args:
+    tree: pytree of arrays, or of shapes, with shardings.
+
+  Returns:
+    int.
+  """
+  return sum(
+    math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    for leaf in jax.tree.leaves(tree)
+  )
+
+
 def _split_over_data(leaf, sharding):
   """Adds the data axis to the longest dimension that divides by it (ZeRO-1).
 
@@ -287,7 +318,7 @@ def check_batch_size(mesh, name, batch_size):
   Raises:
     UserError: they do not.
   """
-  shards = _num_row_shards(mesh)
+  shards = num_row_shards(mesh)
   if batch_size % shards:
     raise UserError(
       f"config.{name} gives {batch_size} rows at a time; expected a multiple of"
@@ -306,20 +337,16 @@ def local_rows(mesh, batch_size):
   Returns:
     int [rows], ascending.
   """
-  size = batch_size // _num_row_shards(mesh)
+  size = batch_size // num_row_shards(mesh)
   firsts = size * np.asarray(_local_row_shards(mesh))
   return (firsts[:, None] + np.arange(size)).ravel()
 
 
 def _local_row_shards(mesh):
   """Returns the numbers of the shards of rows that are held here, ascending."""
-  one_row_each = (_num_row_shards(mesh),)
+  one_row_each = (num_row_shards(mesh),)
   held = batch_sharding(mesh).addressable_devices_indices_map(one_row_each)
   return sorted({rows.start or 0 for (rows,) in held.values()})
-
-
-def _num_row_shards(mesh):
-  return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def global_batch(mesh, batch):
@@ -344,7 +371,7 @@ def global_batch(mesh, batch):
       begin = held.index((index[0].start or 0) // size) * size
       return rows[begin : begin + size]
 
-    shape = (size * _num_row_shards(mesh), *rows.shape[1:])
+    shape = (size * num_row_shards(mesh), *rows.shape[1:])
     return jax.make_array_from_callback(shape, sharding, shard)
 
   return {name: put(rows) for name, rows in batch.items()}

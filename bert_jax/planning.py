@@ -8,7 +8,6 @@ import dataclasses
 import re
 
 import jax
-import numpy as np
 from etils import epath
 
 from bert_jax import (
@@ -110,7 +109,7 @@ def sharding_table(run):
     name = "/".join(entry.key for entry in path)
     axes = partitioning.param_axes(name, leaf.shape)
     spec = tuple(leaf.sharding.spec)
-    rows.append((name, leaf.shape, axes, spec, _device_bytes(leaf)))
+    rows.append((name, leaf.shape, axes, spec, partitioning.device_bytes(leaf)))
   return rows
 
 
@@ -136,20 +135,11 @@ def _known_before(run, planned, name):
     "best_step_seconds": model_flops / peak,
     "hbm_bytes": planned.generation.hbm_bytes,
     "memory_bytes": {
-      "parameters": _held(state.params),
-      "optimizer": _held(state.opt_state),
-      "batch": _held(run_lib.abstract_batch(run, name)),
+      "parameters": partitioning.device_bytes(state.params),
+      "optimizer": partitioning.device_bytes(state.opt_state),
+      "batch": partitioning.device_bytes(run_lib.abstract_batch(run, name)),
     },
   }
-
-
-def _held(tree):
-  return sum(map(_device_bytes, jax.tree.leaves(tree)))
-
-
-def _device_bytes(leaf):
-  shape = leaf.sharding.shard_shape(leaf.shape)
-  return int(np.prod(shape, dtype=np.int64)) * leaf.dtype.itemsize
 
 
 def _read_memory(text, compiled):

@@ -20,16 +20,14 @@ import os
 import threading
 import time
 
-import numpy as np
 import tqdm
 from etils import epath
 
-from bert_jax import command, continuation, corpus_cache
+from bert_jax import command, continuation, corpus_cache, corpus_report
 from bert_jax import workdir as workdir_lib
 from bert_jax.config import validate
 from bert_jax.data import corpus as corpus_lib
 from bert_jax.data import encoding, sources, vocabulary
-from bert_jax.data.examples import Examples
 from bert_jax.errors import UserError
 from bert_jax.hosts import Hosts
 
@@ -40,8 +38,6 @@ VOCABULARY_BYTES = 2**28
 # Corpora smaller than this are done before workers would have started.
 _POOL_BYTES = 24 * 2**20
 _PRUNED_WORDS = 4_000_000
-_COUNTED_TOKENS = 2**24  # at once
-_REPORT_EXAMPLES = 20_000
 
 
 def prepare(config, workdir, extend_vocab=0):
@@ -159,10 +155,10 @@ def _write_corpus(config, found, settings, directory):
   written = time.monotonic()
 
   opened = corpus_lib.open_written(directory, manifest)
-  report = corpus_report(config, opened)
+  report = corpus_report.create_report(config, opened)
   corpus_lib.write_json(directory / "report.json", report)
   corpus_lib.commit(directory, manifest)
-  print_report(report)
+  corpus_report.print_report(report)
   megabytes = (manifest["num_text_bytes"] - done_before) / 1e6
   print(
     f"corpus: {megabytes:,.1f} MB of text in {written - started:,.1f} s "
@@ -305,115 +301,6 @@ def _encode(vocab_path, lowercase, language, one_per_line, documents):
 def _create_encoder(vocab_path, lowercase, language, one_per_line):
   vocab = vocabulary.load_vocabulary(vocab_path)
   return encoding.Encoder(vocab, lowercase, language, one_per_line)
-
-
-def corpus_report(config, corpus):
-  """Measures a corpus for the settings it will be trained with.
-
-  Args:
-    config: validated settings.
-    corpus: `Corpus`.
-
-  Returns:
-    JSON-able dict; rates are shares of 1.
-
-  Raises:
-    UserError: too few documents, or a batch larger than a pass.
-  """
-  manifest = corpus.manifest
-  counts = _token_counts(corpus)
-  continues = np.array([t.startswith("##") for t in corpus.vocab])
-  num_words = int(counts[~continues].sum())
-  report = {
-    "num_documents": manifest["num_documents"],
-    "num_duplicate_documents": manifest["num_duplicate_documents"],
-    "num_short_documents": manifest["num_short_documents"],
-    "num_text_bytes": manifest["num_text_bytes"],
-    "num_sentences": manifest["num_sentences"],
-    "num_words": num_words,
-    "num_tokens": manifest["num_tokens"],
-    "vocab_size": len(corpus.vocab),
-    "tokens_per_word": int(counts.sum()) / max(num_words, 1),
-    "unknown_rate": int(counts[corpus.vocab.index("[UNK]")])
-    / max(int(counts.sum()), 1),
-  }
-  training, held_out = corpus_lib.split_documents(
-    corpus.documents, config.corpus.eval_fraction
-  )
-  report["num_held_out_documents"] = len(held_out)
-  for number, name in enumerate(("phase1", "phase2"), start=1):
-    phase = config[name]
-    if phase.num_steps:
-      report[name] = _phase_report(config, corpus, training, phase, number)
-  return report
-
-
-def _token_counts(corpus):
-  """Returns how often each id occurs in kept documents, int64 [vocabulary]."""
-  starts = corpus.documents["start"]
-  ends = starts + corpus.documents["num_tokens"]
-  # Documents that follow each other without a dropped one make one run.
-  breaks = np.flatnonzero(starts[1:] != ends[:-1])
-  runs = zip(
-    np.concatenate([starts[:1], starts[1:][breaks]]),
-    np.concatenate([ends[:-1][breaks], ends[-1:]]),
-    strict=True,
-  )
-  counts = np.zeros(len(corpus.vocab), np.int64)
-  for run_start, run_end in runs:
-    for start in range(run_start, run_end, _COUNTED_TOKENS):
-      tokens = corpus.tokens[start : min(start + _COUNTED_TOKENS, run_end)]
-      counts += np.bincount(tokens, minlength=len(counts))
-  return counts
-
-
-def _phase_report(config, corpus, documents, phase, number):
-  examples = Examples(
-    corpus, documents, phase.max_seq_length, config.seed, number
-  )
-  if examples.examples_per_pass < phase.batch_size:
-    raise UserError(
-      f"phase{number}.batch_size is {phase.batch_size}, but the text gives only"
-      f" {examples.examples_per_pass} examples of length "
-      f"{phase.max_seq_length}; expected at most that, or more text"
-    )
-  pairs = examples.pairs(np.arange(_REPORT_EXAMPLES))
-  lengths = (pairs.a_length + pairs.b_length + 3)[~pairs.is_short]
-  return {
-    "max_seq_length": phase.max_seq_length,
-    "examples_per_pass": examples.examples_per_pass,
-    "predicted_passes": phase.num_steps
-    * phase.batch_size
-    / examples.examples_per_pass,
-    "not_next_rate": float(pairs.is_random.mean()),
-    "fill": float(lengths.mean() / phase.max_seq_length),
-  }
-
-
-def print_report(report):
-  """Prints a `corpus_report` for people."""
-  print(
-    f"corpus: {report['num_documents']:,} documents "
-    f"({report['num_held_out_documents']:,} held out; "
-    f"{report['num_duplicate_documents']:,} duplicates and "
-    f"{report['num_short_documents']:,} too short dropped), "
-    f"{report['num_sentences']:,} sentences, {report['num_words']:,} words, "
-    f"{report['num_tokens']:,} tokens"
-  )
-  print(
-    f"corpus: vocabulary of {report['vocab_size']:,}, "
-    f"{report['tokens_per_word']:.4f} tokens per word, "
-    f"{report['unknown_rate']:.4%} unknown"
-  )
-  for name in ("phase1", "phase2"):
-    if name in report:
-      phase = report[name]
-      print(
-        f"corpus: {name} at length {phase['max_seq_length']}: "
-        f"{phase['examples_per_pass']:,} examples a pass, "
-        f"{phase['predicted_passes']:,.1f} passes, "
-        f"{phase['not_next_rate']:.4f} NotNext, fill {phase['fill']:.4f}"
-      )
 
 
 def main(argv):

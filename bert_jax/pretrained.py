@@ -4,6 +4,7 @@
 
   a workdir of `bert_jax.train`
   a Hugging Face folder of any model with BERT's architecture
+  a workdir of `bert_jax.finetune`, whose best model is such a folder
   a TensorFlow 1 checkpoint of the original code
 
 and returns all of them in one form, `Pretrained`. What a model needs and the
@@ -24,6 +25,9 @@ from bert_jax import workdir as workdir_lib
 from bert_jax.data.vocabulary import load_vocabulary
 from bert_jax.errors import UserError
 from bert_jax.modeling import BertConfig, create_bert_config, create_params
+
+# Where a workdir of fine-tuning has its best model, a Hugging Face folder.
+MODEL_DIR = "model"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +63,9 @@ def load_init(source, step=None):
   """Reads a pretrained model, wherever it comes from.
 
   Args:
-    source: str or path: a workdir, a Hugging Face folder, or the folder or
-      prefix of a TensorFlow 1 checkpoint.
-    step: int, the checkpoint of a workdir; the newest by default.
+    source: str or path: a workdir of training or fine-tuning, a Hugging Face
+      folder, or the folder or prefix of a TensorFlow 1 checkpoint.
+    step: int or "best", the checkpoint of a workdir; the newest by default.
 
   Returns:
     `Pretrained`.
@@ -70,6 +74,8 @@ def load_init(source, step=None):
     UserError: nothing of the kind is there, it is broken, or it is no BERT.
   """
   path = epath.Path(source)
+  if (path / MODEL_DIR / hf.CONFIG_FILE).exists():
+    path = path / MODEL_DIR
   is_workdir = (path / "checkpoints").is_dir()
   if step is not None and not is_workdir:
     raise UserError(

@@ -150,14 +150,8 @@ def abstract_state(run):
 
 def abstract_sharded_state(run):
   """Returns shapes and shardings, as a checkpoint is restored to."""
-  shapes = abstract_state(run)
-  shardings = partitioning.state_shardings(run.mesh, shapes, run.optimizer)
-  return jax.tree.map(
-    lambda leaf, sharding: jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=sharding
-    ),
-    shapes,
-    shardings,
+  return partitioning.abstract_state(
+    run.mesh, abstract_state(run), run.optimizer
   )
 
 

@@ -24,8 +24,8 @@ from bert_jax import command, hf
 from bert_jax.errors import UserError
 from bert_jax.finetune import run as run_lib
 from bert_jax.finetune.config import default_config, validate
-from bert_jax.finetune.model import MODEL_DIR
 from bert_jax.host_memory import keep_freed_memory
+from bert_jax.pretrained import MODEL_DIR
 
 
 def finetune(config, workdir, init, num_seeds=None):

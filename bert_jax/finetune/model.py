@@ -21,9 +21,6 @@ from bert_jax.finetune.tasks import KINDS, Kind
 from bert_jax.modeling import segment_inputs
 from bert_jax.pretrained import Pretrained
 
-# Where a workdir of fine-tuning has its best model, a Hugging Face folder.
-MODEL_DIR = "model"
-
 
 @dataclasses.dataclass(frozen=True)
 class Head:
@@ -81,7 +78,7 @@ def load_init(source, config):
   """Reads what to start from, and its output layer.
 
   Args:
-    source: see `pretrained.load_init`; also a workdir of fine-tuning.
+    source: see `pretrained.load_init`.
     config: the run's settings.
 
   Returns:
@@ -90,8 +87,6 @@ def load_init(source, config):
   Raises:
     UserError: there is no model, no vocabulary, or too few positions.
   """
-  if (epath.Path(source) / MODEL_DIR / hf.CONFIG_FILE).exists():
-    source = epath.Path(source) / MODEL_DIR
   found = pretrained.load_init(source)
   if found.vocab is None:
     raise UserError(f"--init={source} has no vocabulary; expected a vocab.txt")

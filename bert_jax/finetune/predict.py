@@ -121,7 +121,7 @@ def _best_of(workdir):
       f"--workdir={workdir / 'seed_0'}"
     )
   config = workdir_lib.load_config(workdir)
-  folder = workdir / model_lib.MODEL_DIR
+  folder = workdir / pretrained.MODEL_DIR
   if not folder.exists():
     raise UserError(
       f"{workdir} holds no fine-tuned model; expected a workdir of "

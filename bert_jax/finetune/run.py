@@ -27,20 +27,6 @@ from bert_jax.finetune.tasks import KINDS
 from bert_jax.optimizer import create_optimizer, create_schedule
 from bert_jax.train_state import create_train_state
 
-_FIELDS = (
-  "step",
-  "split",
-  "loss",
-  "learning_rate",
-  "grad_norm",
-  "sequences_per_second",
-  "tokens_per_second",
-  "mfu",
-  "fill",
-  "data_wait",
-  "phase",
-)
-
 
 @dataclasses.dataclass(frozen=True)
 class FineTuning:
@@ -219,7 +205,7 @@ def _train_from_newest(run, workdir, manager):
     f"{sum(p.size for p in jax.tree.leaves(state.params)):,} parameters, steps "
     f"{first_step:,} to {run.num_steps:,}, seed {run.config.seed}"
   )
-  fields = (*_FIELDS[:3], *run.metric_names, *_FIELDS[3:])
+  fields = metrics.row_fields(run.metric_names)
   writer = metrics.MetricWriter(workdir, first_step, fields)
 
   def save(state, evaluated):
@@ -285,16 +271,7 @@ def abstract_state(run):
     return create_train_state(params, run.optimizer)
 
   shapes = jax.eval_shape(create, jax.random.key(0))
-  shardings = partitioning.state_shardings(
-    run.model.mesh, shapes, run.optimizer
-  )
-  return jax.tree.map(
-    lambda leaf, sharding: jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=sharding
-    ),
-    shapes,
-    shardings,
-  )
+  return partitioning.abstract_state(run.model.mesh, shapes, run.optimizer)
 
 
 def create_objective(model):
@@ -393,7 +370,10 @@ def _make_evaluate(run, workdir, params):
 def _save_best(run, workdir, params, predictions, scores):
   model = run.model
   model_lib.save_model(
-    workdir / model_lib.MODEL_DIR, params, model, card.model_card(model, scores)
+    workdir / pretrained.MODEL_DIR,
+    params,
+    model,
+    card.model_card(model, scores),
   )
   path = epath.Path(workdir) / model.kind.file_name
   model.kind.save_predictions(path, run.dev_rows, predictions)
