@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec
 from bert_jax.attention_kernel import fused_attention
 from bert_jax.devices import BATCH_AXES, MODEL_AXIS, mesh_of_tpus
 from bert_jax.dropout import dropout, row_words
+from bert_jax.products import einsum
 
 # The kernel's compiler multiplies no bfloat16 matrices for them.
 _WITHOUT_KERNEL = ("TPU v2", "TPU v3")
@@ -58,14 +59,14 @@ def plain_attention(
   query, key, value = (
     x.reshape(*x.shape[:2], num_heads, -1) for x in (query, key, value)
   )
-  scores = jnp.einsum("BLNH,BMNH->BNLM", query, key).astype(jnp.float32)
+  scores = einsum("BLNH,BMNH->BNLM", query, key).astype(jnp.float32)
   scores = scores / query.shape[-1] ** 0.5
   # The most negative finite number: a row of nothing but padding stays finite.
   lowest = jnp.finfo(jnp.float32).min
   scores = jnp.where(attention_mask[:, None, None, :], scores, lowest)
   probs = nn.softmax(scores, axis=-1).astype(value.dtype)
   probs = dropout(probs, dropout_rate, dropout_key)
-  out = jnp.einsum("BNLM,BMNH->BLNH", probs, value)
+  out = einsum("BNLM,BMNH->BLNH", probs, value)
   return out.reshape(*out.shape[:2], -1)
 
 

@@ -10,15 +10,20 @@ from jax.sharding import PartitionSpec
 BATCH_AXES, MODEL_AXIS = ("data", "fsdp"), "model"
 
 
-def mesh_of_tpus():
-  """Returns the abstract mesh in context if it is one of TPUs, or None.
+def platform():
+  """Returns what kind of device the mesh in context has, such as "tpu".
 
   The steps put their mesh in context (`jax.sharding.use_abstract_mesh`); where
-  none is, or another kind of device, the plain form of everything runs.
+  none is, this is None and the plain form of everything runs.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  device = mesh.abstract_device
-  return mesh if device is not None and device.platform == "tpu" else None
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return device and device.platform
+
+
+def mesh_of_tpus():
+  """Returns the abstract mesh in context if it is one of TPUs, or None."""
+  is_tpu = platform() == "tpu"
+  return jax.sharding.get_abstract_mesh() if is_tpu else None
 
 
 def num_row_shards(mesh):

@@ -3,13 +3,13 @@
 Shapes are spelled as in `modeling.py`.
 """
 
-import jax.numpy as jnp
 from flax import linen as nn
 
 from bert_jax.activations import ACTIVATIONS
 from bert_jax.attention import dot_product_attention
 from bert_jax.bert_config import BertConfig
 from bert_jax.dropout import dropout
+from bert_jax.products import einsum
 
 
 def create_layer_norm(config):
@@ -45,7 +45,7 @@ class Dense(nn.Module):
     )
     bias = self.param("bias", nn.initializers.zeros, self.features)
     kernel = kernel.astype(dtype).reshape(x.shape[-1], -1)
-    x = jnp.einsum("...I,IO->...O", x.astype(dtype), kernel)
+    x = einsum("...I,IO->...O", x.astype(dtype), kernel)
     return x + bias.astype(dtype).reshape((1,) * (x.ndim - 1) + (-1,))
 
 

@@ -8,3 +8,7 @@ class UserError(Exception):
   expected and, where it helps, where to change it. Commands print it without
   a traceback and exit with status 2.
   """
+
+
+class DoesNotFitError(Exception):
+  """A program that wants more memory than there is."""

@@ -22,6 +22,7 @@ from bert_jax.bert_config import BertConfig
 from bert_jax.devices import copy_to_devices
 from bert_jax.dropout import dropout
 from bert_jax.encoder import BertEncoder, Dense, create_layer_norm
+from bert_jax.products import einsum
 
 # Logit of the padding entries of the vocabulary: finite, so that no loss is
 # ever inf - inf, and far below every real logit.
@@ -257,7 +258,7 @@ class MaskedLMHead(nn.Module):
     bias = self.param(
       "bias", nn.initializers.zeros, (config.padded_vocab_size,)
     )
-    logits = jnp.einsum(
+    logits = einsum(
       "GBKD,GVD->GBKV",
       _by_part(x, word_embeddings),
       word_embeddings.astype(x.dtype),

@@ -6,6 +6,7 @@ that has none can train.
 """
 
 import concurrent.futures
+import importlib.util
 import os
 
 import numpy as np
@@ -38,6 +39,11 @@ def iterate_batches(examples, batch_size, start, end, rows=slice(None)):
     yield from _threaded(build, start, end)
   else:
     yield from dataset
+
+
+def has_tensorflow():
+  """Returns whether batches come through tf.data, and not from a thread."""
+  return importlib.util.find_spec("tensorflow") is not None
 
 
 def import_tensorflow():

@@ -1,0 +1,76 @@
+"""Sums of products, in the form that the device at hand multiplies fastest."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
+
+from bert_jax.devices import platform
+
+
+def einsum(spec, x, y, preferred_element_type=None):
+  """Same as `jnp.einsum` of two arrays; every label that is summed is in both.
+
+  XLA's CPU backend reaches a processor's bfloat16 units only with row-major
+  matrices and a float32 result, and neither is what an einsum or its gradient
+  gives it: BERT-base, 8 x 128, went from 2.7 to 6.0 sequences/s on two cores
+  (21 November 2026). In float32 the copies cost more than they gain.
+  """
+  if platform() != "cpu" or x.dtype != jnp.bfloat16:
+    return jnp.einsum(spec, x, y, preferred_element_type=preferred_element_type)
+  spec = spec.replace("...", "abcdefgh"[: x.ndim - spec.index(",") + 3])
+  return _cpu_einsum(spec, x, y).astype(preferred_element_type or x.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _cpu_einsum(spec, x, y):
+  return _row_major_einsum(spec, x, y)
+
+
+def _cpu_einsum_forward(spec, x, y):
+  return _row_major_einsum(spec, x, y), (x, y)
+
+
+def _cpu_einsum_backward(spec, residuals, grad):
+  x, y = residuals
+  inputs, out = spec.split("->")
+  left, right = inputs.split(",")
+  grad = grad.astype(x.dtype)
+  return (
+    _row_major_einsum(f"{out},{right}->{left}", grad, y).astype(x.dtype),
+    _row_major_einsum(f"{out},{left}->{right}", grad, x).astype(y.dtype),
+  )
+
+
+_cpu_einsum.defvjp(_cpu_einsum_forward, _cpu_einsum_backward)
+
+
+def _row_major_einsum(spec, x, y):
+  """Computes an einsum as a batch of products of matrices, in float32."""
+  inputs, out = spec.split("->")
+  left, right = inputs.split(",")
+  if out[-1] in left:  # or the result would have to be transposed
+    left, right, x, y = right, left, y, x
+  batch = [label for label in left if label in right and label in out]
+  summed = [label for label in left if label in right and label not in out]
+  rows = [label for label in left if label not in right]
+  columns = [label for label in right if label not in left]
+  sizes = dict(zip(left + right, x.shape + y.shape, strict=True))
+
+  def matrices(array, labels, *groups):
+    order = [labels.index(label) for group in groups for label in group]
+    shape = [math.prod(sizes[label] for label in group) for group in groups]
+    array = array.transpose(order).reshape(shape)
+    return with_layout_constraint(array, Layout((0, 1, 2)))
+
+  result = jnp.matmul(
+    matrices(x, left, batch, rows, summed),
+    matrices(y, right, batch, summed, columns),
+    preferred_element_type=jnp.float32,
+  )
+  result = with_layout_constraint(result, Layout((0, 1, 2)))
+  labels = batch + rows + columns
+  result = result.reshape([sizes[label] for label in labels])
+  return result.transpose([labels.index(label) for label in out])
