@@ -13,6 +13,7 @@ dimensions, a logical name gives its mesh axis. jax.jit with these shardings
 inserts the collectives (what used to be called pjit).
 """
 
+import functools
 import math
 import re
 
@@ -61,6 +62,9 @@ TPU_OPTIONS = {
   # Each matrix' gradient is reduced by itself, beside the backward pass, and
   # none waits for others to be sent together: 5.17 to 4.23 ms.
   "xla_jf_crs_combiner_threshold_in_bytes": 1_000_000,
+  # Weights are gathered, not summed with zeros, as the compiler does on 64
+  # chips: two layers of BERT-large there 5.60 to 4.80 ms.
+  "xla_tpu_prefer_async_allgather_to_allreduce": True,
   # Collectives beside other work: together, in an earlier form of the step and
   # with `modeling.look_up`, 4.97 to 4.29 ms. What each earns is not measured.
   "xla_enable_async_all_reduce": True,
@@ -295,6 +299,25 @@ def is_split(leaf):
 def is_tpu(mesh):
   """Tells whether a mesh is made of TPUs."""
   return mesh.devices.flat[0].platform == "tpu"
+
+
+def traced_on(mesh, function):
+  """Makes a function's model know the devices that it is traced for.
+
+  Args:
+    mesh: `jax.sharding.Mesh`.
+    function: to be jitted.
+
+  Returns:
+    Function like it; see `devices.platform`.
+  """
+
+  @functools.wraps(function)
+  def traced(*args):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return function(*args)
+
+  return traced
 
 
 def compiler_options(mesh):

@@ -34,7 +34,7 @@ from bert_jax.hosts import Hosts
 # Text handed to a worker at once; also what a killed run may lose.
 CHUNK_BYTES = 2**20
 # Text that the vocabulary's words are counted on, spread over the corpus.
-VOCABULARY_BYTES = 2**28
+VOCABULARY_BYTES = 2**27
 # Corpora smaller than this are done before workers would have started.
 _POOL_BYTES = 24 * 2**20
 _PRUNED_WORDS = 4_000_000

@@ -60,10 +60,6 @@ def make_train_step(config, objective, optimizer, schedule, mesh, state):
   )
 
   def train_step(state, batch):
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-      return update(state, batch)
-
-  def update(state, batch):
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
     inputs_key, dropout_key = jax.random.split(key)
     inputs = objective.make_inputs(inputs_key, batch)
@@ -86,7 +82,7 @@ def make_train_step(config, objective, optimizer, schedule, mesh, state):
 
   state_shardings = partitioning.state_shardings(mesh, state, optimizer)
   return jax.jit(
-    train_step,
+    partitioning.traced_on(mesh, train_step),
     in_shardings=(state_shardings, partitioning.batch_sharding(mesh)),
     out_shardings=(state_shardings, None),
     donate_argnums=0,
@@ -112,7 +108,7 @@ def make_eval_step(objective, mesh, params):
     return objective.sums(params, objective.make_inputs(key, batch), None)
 
   return jax.jit(
-    eval_step,
+    partitioning.traced_on(mesh, eval_step),
     in_shardings=(
       partitioning.param_shardings(mesh, params),
       partitioning.batch_sharding(mesh),

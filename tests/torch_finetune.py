@@ -51,13 +51,13 @@ def _create_model(kind, folder, names, config):
   return model_class.from_pretrained(folder, config=settings)
 
 
-def _inputs(arrays, rows, device):
-  """Returns the model's inputs for some rows, without common padding."""
+def _inputs(features, rows, device):
+  """Returns the model's inputs for some rows, all of one length."""
+  arrays, slots = features.arrays, np.arange(features.max_seq_length)[None]
   length, a_length = arrays["length"][rows], arrays["a_length"][rows]
-  slots = np.arange(length.max())[None]
   mask = slots < length[:, None]
   inputs = {
-    "input_ids": arrays["input_ids"][rows, : length.max()],
+    "input_ids": arrays["input_ids"][rows],
     "attention_mask": mask,
     "token_type_ids": (slots >= a_length[:, None] + 2) & mask,
   }
@@ -111,7 +111,7 @@ def _train(model, kind, features, labels, config, num_steps, device):
     order = order[config.train.batch_size :]
     with torch.autocast(device, torch.bfloat16, enabled=use_bfloat16):
       loss = model(
-        **_inputs(features.arrays, rows, device),
+        **_inputs(features, rows, device),
         **_labels(kind, labels[rows], device),
       ).loss
     optimizer.zero_grad()
@@ -131,11 +131,9 @@ def _predict(model, kind, features, config, device):
   logits = []
   for first in range(0, len(features), config.train.batch_size):
     rows = np.arange(first, min(first + config.train.batch_size, len(features)))
-    outputs = model(**_inputs(features.arrays, rows, device))
+    outputs = model(**_inputs(features, rows, device))
     if kind.heads == "question-answering":
       both = torch.stack([outputs.start_logits, outputs.end_logits], 1)
-      missing = features.max_seq_length - both.shape[-1]
-      both = torch.nn.functional.pad(both, (0, missing), value=-1e4)
       logits.append(both.float().cpu().numpy())
     else:
       logits.append(outputs.logits.float().cpu().numpy())

@@ -262,8 +262,12 @@ def make_predict(model, params):
     Function (params, features) -> logits, float32 numpy [N, ...].
   """
   mesh, batch_size = model.mesh, model.config.train.batch_size
+
+  def logits_of(params, batch):
+    return apply(model.module, params, batch, None)[0]
+
   step = jax.jit(
-    lambda params, batch: apply(model.module, params, batch, None)[0],
+    partitioning.traced_on(mesh, logits_of),
     in_shardings=(
       partitioning.param_shardings(mesh, params),
       partitioning.batch_sharding(mesh),
