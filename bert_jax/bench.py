@@ -3,10 +3,11 @@
     python -m bert_jax.bench --config=configs/bert_base.py --phases=phase1 \\
       --sweep --peer=transformers
 
-For each phase: the step that `train` runs, the input pipeline alone, and both
-together; before them the device's own peak, a large matrix product and a large
-copy. The text is made up; TensorFlow is used where it is installed. Standard
-output gets one JSON line a figure, standard error the same for people.
+For each phase: the input pipeline alone (`--input_only` stops there), the step
+that `train` runs, and both together; before the steps the device's own peak, a
+large matrix product and a large copy. The text is made up; TensorFlow is used
+where it is installed. Standard output gets one JSON line a figure, standard
+error the same for people.
 
 `--sweep` doubles and halves the batch while a step gains sequences a second by
 it. `--peer=transformers` measures torch beside it in the same session (`pip
@@ -15,16 +16,20 @@ and with the head at the masked positions, eager and compiled, each at its own
 best batch with `--sweep`; then how many times faster ours is.
 
 A figure is a median; `quartiles` says how steady it was. Each is measured in a
-process of its own, compilation and two rounds apart.
+process of its own, compilation and two rounds apart. `--nocompiled` leaves out
+torch.compile, which takes minutes on a CPU.
 """
 
 import concurrent.futures
 import copy
 import datetime
 import importlib.util
+import itertools
 import json
 import multiprocessing
+import os
 import sys
+import tempfile
 
 from absl import flags
 
@@ -35,23 +40,24 @@ from bert_jax.run import PHASES
 
 # A larger batch is better from here on; less is noise.
 _WORTHWHILE = 1.02
+# Its own head, and the head at the masked positions; through torch.compile.
 PEERS = {
   "transformers": ("full", False),
-  "transformers, compiled": ("full", True),
   "transformers, gathered head": ("gathered", False),
+  "transformers, compiled": ("full", True),
   "transformers, gathered head, compiled": ("gathered", True),
 }
 
 
-def bench(config, phases, seconds, sweep=False, peer=False):
-  """Measures all that the command does.
+def bench(config, phases, seconds, sweep=False, peers=()):
+  """Measures the device, the step, and the step with its input.
 
   Args:
     config: validated settings.
     phases: names of the phases.
     seconds: float, how long to measure each figure.
     sweep: whether to look for the best batch sizes.
-    peer: whether to measure transformers too.
+    peers: those of `PEERS` to measure too.
 
   Yields:
     dicts of figures, JSON-able, the device's first.
@@ -65,29 +71,42 @@ def bench(config, phases, seconds, sweep=False, peer=False):
       yield {"figure": "step", "program": "bert_jax", "phase": name} | _NO_FIT
       continue
     yield {"figure": "step", "program": "bert_jax"} | _utilised(ours, device)
-    config = _with_batch_size(config, name, ours["batch_size"])
-    for figure, measure in (
-      ("input", bench_jax.measure_input),
-      ("training", bench_jax.measure_training),
-    ):
-      measured = alone(measure, config, name, seconds)
-      yield {"figure": figure} | _with_rates(config, name, measured)
-    if peer:
-      yield from _measure_peers(config, name, seconds, sweep, ours)
+    at_best = _with_batch_size(config, name, ours["batch_size"])
+    measured = alone(bench_jax.measure_training, at_best, name, seconds)
+    yield {"figure": "training"} | _with_rates(at_best, name, measured)
+    yield from _measure_peers(config, name, seconds, sweep, peers, ours)
+
+
+def bench_input(config, phases, seconds):
+  """Measures the input alone, at the config's batch sizes.
+
+  Args:
+    config: validated settings.
+    phases: names of the phases.
+    seconds: float, how long to measure each figure.
+
+  Yields:
+    dicts of figures, JSON-able.
+  """
+  for name in phases:
+    measured = alone(bench_jax.measure_input, config, name, seconds)
+    yield {"figure": "input"} | _with_rates(config, name, measured)
 
 
 _NO_FIT = {"error": "does not fit"}
 
 
-def _measure_peers(config, name, seconds, sweep, ours):
+def _measure_peers(config, name, seconds, sweep, peers, ours):
   """Yields a step and a ratio for each way to run transformers."""
-  from bert_jax import bench_transformers
-
-  for program, variant in PEERS.items():
+  for program in peers:
     row = {"figure": "step", "program": program, "phase": name}
+    # Here, since most machines have no torch.
+    from bert_jax import bench_transformers
+
+    measure = bench_transformers.measure_step
     try:
       theirs = _measure_step(
-        bench_transformers.measure_step, config, name, seconds, sweep, *variant
+        measure, config, name, seconds, sweep, *PEERS[program]
       )
     except Exception as e:  # torch.compile wants a compiler, Triton and luck
       yield row | {"error": " ".join(str(e).split())[:200]}
@@ -120,7 +139,8 @@ def _measure_step(measure, config, name, seconds, sweep, *arguments):
       _say(f"{name}, batches of {batch_size}: {e}")
       return None
     row = _with_rates(resized, name, row)
-    _say(_describe({"figure": "step", "program": measure.__module__} | row))
+    if sweep:
+      _say(f"{batch_size}: {row['sequences_per_second']:,.4g} sequences/s")
     return row
 
   first = config[name].batch_size
@@ -279,19 +299,32 @@ def main(argv):
       "installed (pip install torch transformers)"
     )
   phases = parse_phases(options.phases, config)
-  for row in bench(
-    config, phases, options.seconds, options.sweep, bool(options.peer)
-  ):
-    print(json.dumps(row), flush=True)
-    _say(_describe(row))
+  peers = [
+    program
+    for program, (_, is_compiled) in PEERS.items()
+    if options.peer and (options.compiled or not is_compiled)
+  ]
+  with tempfile.TemporaryDirectory() as programs:
+    # The step is measured twice, alone and with its input, and compiled once.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", programs)
+    rows = bench_input(config, phases, options.seconds)
+    if not options.input_only:
+      rows = itertools.chain(
+        rows, bench(config, phases, options.seconds, options.sweep, peers)
+      )
+    for row in rows:
+      print(json.dumps(row), flush=True)
+      _say(_describe(row))
 
 
 if __name__ == "__main__":
   command.define_config_flag()
   flags.DEFINE_string("phases", None, "Default: all that have steps.")
   flags.DEFINE_float("seconds", 10.0, "To measure each figure.", 0.0)
+  flags.DEFINE_bool("input_only", False, "Measure no step.")
   flags.DEFINE_bool("sweep", False, "Find the best batch sizes.")
   flags.DEFINE_enum(
     "peer", None, ["transformers"], "What to measure in the same session."
   )
+  flags.DEFINE_bool("compiled", True, "The peer through torch.compile too.")
   command.run(main)

@@ -1,14 +1,12 @@
-"""Dropout, and the random bits that suit the device it runs on.
+"""Dropout, by hashing the places of the entries.
 
-Either kind of bits depends on the key and an entry's place in the global
-array alone, so that a mask is the same on every mesh.
+A mask depends on the key and an entry's place in the global array alone, so
+that it is the same on every mesh and every kind of device.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from bert_jax.devices import mesh_of_tpus
 
 
 def dropout(x, rate, key):
@@ -24,11 +22,7 @@ def dropout(x, rate, key):
   """
   if key is None or rate == 0:
     return x
-  if mesh_of_tpus() is None:
-    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
-  else:
-    keep = hashed_keep(key, rate, x.shape)
-  return jnp.where(keep, x / (1 - rate), 0)
+  return jnp.where(hashed_keep(key, rate, x.shape), x / (1 - rate), 0)
 
 
 def hashed_keep(key, rate, shape):

@@ -62,13 +62,12 @@ def test_the_kernel_computes_attention(rate):
 )
 @pytest.mark.parametrize("rate", [0.0, 0.1])
 def test_forward_and_backward_equal_the_plain_form_with_the_same_mask(
-  monkeypatch, length, head_size, dtype, tolerance, rate
+  length, head_size, dtype, tolerance, rate
 ):
   """Equal gradients: the backward pass drops what the forward pass dropped."""
   (query, key, value, grad), mask = _inputs(length, head_size, dtype)
   dropout_key = jax.random.key(7)
   words = dropout.row_words(dropout_key, ROWS)
-  monkeypatch.setattr(jax.random, "bernoulli", _hashed_bernoulli)
 
   def plain(query, key, value):
     return attention.plain_attention(
@@ -87,10 +86,6 @@ def test_forward_and_backward_equal_the_plain_form_with_the_same_mask(
     assert b.dtype == dtype
     error = np.abs(a - b.astype("float32")).max() / np.abs(a).max()
     assert error < tolerance
-
-
-def _hashed_bernoulli(key, p, shape):
-  return dropout.hashed_keep(key, 1 - p, shape)
 
 
 def test_a_device_with_some_rows_and_heads_computes_its_part():

@@ -1,4 +1,4 @@
-"""The random bits of dropout on a TPU: their share, and no repetition."""
+"""The random bits of dropout: their share, and no repetition."""
 
 import jax
 import numpy as np
