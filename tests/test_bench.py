@@ -25,6 +25,8 @@ def _tiny_config():
   config.model.dtype = "float32"
   config.corpus.vocab_size = 200
   config.phase1.batch_size = 4
+  config.phase1.num_steps = 3  # fewer than are measured
+  config.optimizer.warmup_steps = 1
   config.phase1.max_seq_length = 32
   config.phase1.max_predictions = 5
   return config
