@@ -25,7 +25,7 @@ class StepClock:
     self._max_seq_length = max_seq_length
     self._flops_per_step = flops_per_step
     self._peak_flops = peak_flops
-    self._is_first_step = True
+    self._outputs = None
     self.seconds_per_step = 0.0
     self._reset()
 
@@ -41,19 +41,24 @@ class StepClock:
     Args:
       outputs: pytree of arrays that the step returned.
     """
-    if self._is_first_step:
+    is_first, self._outputs = self._outputs is None, outputs
+    if is_first:
       jax.block_until_ready(outputs)
-      self._is_first_step = False
       self._reset()
     else:
       self._steps += 1
 
   @contextlib.contextmanager
   def waiting(self):
-    """Times the wait for a batch; it is part of the step."""
+    """Times the wait for a batch; it is part of the step.
+
+    It costs nothing, and is not counted, if the devices are still busy with the
+    step before when the batch is there.
+    """
     started = time.monotonic()
     yield
-    self._waited_seconds += time.monotonic() - started
+    if all(x.is_ready() for x in jax.tree.leaves(self._outputs)):
+      self._waited_seconds += time.monotonic() - started
 
   @contextlib.contextmanager
   def paused(self):
@@ -70,8 +75,9 @@ class StepClock:
 
     Returns:
       dict of sequences_per_second, tokens_per_second (real tokens), mfu (model
-      FLOPs utilisation) and data_wait (share of the time spent waiting for
-      batches); None where nothing was measured.
+      FLOPs utilisation) and data_wait (at most such a share of the time was
+      spent waiting for batches while the devices had nothing to do); None where
+      nothing was measured.
     """
     seconds = time.monotonic() - self._started - self._paused_seconds
     steps, waited = self._steps, self._waited_seconds
