@@ -10,20 +10,22 @@ it goes on with the chunk it was at and ends in the same bytes.
 """
 
 import collections
-import concurrent.futures
 import contextlib
 import functools
 import hashlib
 import itertools
-import multiprocessing
-import os
-import threading
 import time
 
 import tqdm
 from etils import epath
 
-from bert_jax import command, continuation, corpus_cache, corpus_report
+from bert_jax import (
+  command,
+  continuation,
+  corpus_cache,
+  corpus_report,
+  parallel,
+)
 from bert_jax import workdir as workdir_lib
 from bert_jax.config import validate
 from bert_jax.data import corpus as corpus_lib
@@ -137,7 +139,7 @@ def _digest(lines):
 
 
 def _write_corpus(config, found, settings, directory):
-  started = time.monotonic()
+  seconds = {}
   with contextlib.closing(
     corpus_lib.CorpusWriter(directory, settings)
   ) as writer:
@@ -146,42 +148,53 @@ def _write_corpus(config, found, settings, directory):
       done = f"{writer.num_chunks:,} chunks"
       print(f"corpus: continuing in {directory} after {done}")
     else:
-      vocab = _create_vocabulary(config.corpus, found, settings)
+      vocab = _create_vocabulary(config.corpus, found, settings, seconds)
       vocabulary.save_vocabulary(directory / "vocab.txt", vocab)
-    counted = time.monotonic()
-    for encoded in _encoded_chunks(config.corpus, found, directory, writer):
-      writer.append(encoded)
-    manifest = writer.finish()
-  written = time.monotonic()
+    with _timed(seconds, "writing tokens"):
+      for encoded in _encoded_chunks(config.corpus, found, directory, writer):
+        writer.append(encoded)
+      manifest = writer.finish()
 
-  opened = corpus_lib.open_written(directory, manifest)
-  report = corpus_report.create_report(config, opened)
-  corpus_lib.write_json(directory / "report.json", report)
+  with _timed(seconds, "report"):
+    opened = corpus_lib.open_written(directory, manifest)
+    report = corpus_report.create_report(config, opened)
+    corpus_lib.write_json(directory / "report.json", report)
   corpus_lib.commit(directory, manifest)
   corpus_report.print_report(report)
   megabytes = (manifest["num_text_bytes"] - done_before) / 1e6
+  parts = ", ".join(f"{part} {took:.1f} s" for part, took in seconds.items())
   print(
-    f"corpus: {megabytes:,.1f} MB of text in {written - started:,.1f} s "
-    f"(vocabulary {counted - started:,.1f} s, tokens {written - counted:,.1f} "
-    f"s) on {_num_workers()} cores; report {time.monotonic() - written:,.1f} s"
+    f"corpus: {megabytes:,.1f} MB of text in {sum(seconds.values()):,.1f} s on "
+    f"{parallel.num_workers()} cores ({parts})"
   )
 
 
-def _create_vocabulary(corpus, found, settings):
+@contextlib.contextmanager
+def _timed(seconds, part):
+  """Notes in a dict how long a part took."""
+  started = time.monotonic()
+  yield
+  seconds[part] = time.monotonic() - started
+
+
+def _create_vocabulary(corpus, found, settings, seconds):
   """Reads the vocabulary given, with pieces of the text, or trains one."""
-  if not corpus.vocab_file:
-    return _train_vocabulary(corpus, found)
-  vocab = vocabulary.load_vocabulary(corpus.vocab_file)
-  if "extend_vocab" not in settings:
-    return vocab
-  words = _count_words(corpus, found)
-  return vocabulary.extend_vocabulary(vocab, words, settings["extend_vocab"])
+  path, extend = corpus.vocab_file, settings.get("extend_vocab")
+  given = vocabulary.load_vocabulary(path) if path else None
+  if given and not extend:
+    return given
+  with _timed(seconds, "counting words"):
+    words = _count_words(corpus, found)
+  with _timed(seconds, "vocabulary"):
+    if given:
+      return vocabulary.extend_vocabulary(given, words, extend)
+    return _train_vocabulary(words, corpus.vocab_size)
 
 
 def _encoded_chunks(corpus, found, directory, writer):
   """Yields the chunks that are not in yet, encoded."""
   encode = functools.partial(
-    _encode,
+    encoding.encode,
     directory / "vocab.txt",
     corpus.lowercase,
     corpus.language,
@@ -189,7 +202,7 @@ def _encoded_chunks(corpus, found, directory, writer):
   )
   chunks = _chunks(found, "writing tokens", name_empty=True)
   chunks = itertools.islice(chunks, writer.num_chunks, None)
-  yield from _ordered_map(encode, chunks, _text_bytes(found))
+  yield from _map(encode, chunks, _text_bytes(found))
 
 
 def _count_words(corpus, found):
@@ -197,9 +210,8 @@ def _count_words(corpus, found):
   stride = 1 + _text_bytes(found) // VOCABULARY_BYTES
   chunks = itertools.islice(_chunks(found, "counting words"), 0, None, stride)
   counts = collections.Counter()
-  for chunk in _ordered_map(
-    vocabulary.count_words, chunks, _text_bytes(found) // stride
-  ):
+  text_bytes = _text_bytes(found) // stride
+  for chunk in _map(vocabulary.count_words, chunks, text_bytes):
     counts.update(chunk)
     if len(counts) > _PRUNED_WORDS:
       counts = collections.Counter({w: n for w, n in counts.items() if n > 1})
@@ -210,9 +222,8 @@ def _count_words(corpus, found):
   return words
 
 
-def _train_vocabulary(corpus, found):
-  words = _count_words(corpus, found)
-  vocab, left_out = vocabulary.train_vocabulary(words, corpus.vocab_size)
+def _train_vocabulary(words, vocab_size):
+  vocab, left_out = vocabulary.train_vocabulary(words, vocab_size)
   if left_out:
     share = sum(words[w] for w in words if set(w) & set(left_out))
     print(
@@ -257,50 +268,11 @@ def _chunks(found, label, name_empty=False):
     bar.update(total - bar.n)
 
 
-def _ordered_map(function, chunks, text_bytes):
-  """Maps chunks on all cores, results in order, few chunks in memory."""
-  workers = _num_workers()
-  if text_bytes < _POOL_BYTES or workers == 1:
-    yield from map(function, chunks)
-    return
-  context = multiprocessing.get_context("spawn")
-  with concurrent.futures.ProcessPoolExecutor(
-    workers, context, initializer=_end_with_parent
-  ) as pool:
-    waiting = collections.deque()
-    for chunk in chunks:
-      waiting.append(pool.submit(function, chunk))
-      if len(waiting) > 3 * workers:
-        yield waiting.popleft().result()
-    while waiting:
-      yield waiting.popleft().result()
-
-
-def _end_with_parent():
-  """Ends a worker when the process that feeds it is killed."""
-  parent = multiprocessing.parent_process()
-
-  def wait():
-    parent.join()
-    os._exit(1)
-
-  threading.Thread(target=wait, daemon=True).start()
-
-
-def _num_workers():
-  return len(os.sched_getaffinity(0))
-
-
-def _encode(vocab_path, lowercase, language, one_per_line, documents):
-  """Encodes one chunk in a worker, which keeps its encoder."""
-  encoder = _create_encoder(vocab_path, lowercase, language, one_per_line)
-  return encoder.encode(documents)
-
-
-@functools.lru_cache(maxsize=1)
-def _create_encoder(vocab_path, lowercase, language, one_per_line):
-  vocab = vocabulary.load_vocabulary(vocab_path)
-  return encoding.Encoder(vocab, lowercase, language, one_per_line)
+def _map(function, chunks, text_bytes):
+  """Maps chunks in order, on all cores where that pays."""
+  if text_bytes < _POOL_BYTES or parallel.num_workers() == 1:
+    return map(function, chunks)
+  return parallel.ordered_map(function, chunks)
 
 
 def main(argv):
