@@ -49,11 +49,6 @@ class BertConfig:
     return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
   @property
-  def head_size(self):
-    """H."""
-    return self.hidden_size // self.num_attention_heads
-
-  @property
   def kernel_init(self):
     """Initializer of every matrix: a normal cut at two sigma.
 

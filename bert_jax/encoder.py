@@ -9,7 +9,7 @@ from bert_jax.activations import ACTIVATIONS
 from bert_jax.attention import dot_product_attention
 from bert_jax.bert_config import BertConfig
 from bert_jax.dropout import dropout
-from bert_jax.products import einsum
+from bert_jax.products import add_bias, einsum
 
 
 def create_layer_norm(config):
@@ -22,31 +22,23 @@ def create_layer_norm(config):
 class Dense(nn.Module):
   """A linear map of the last dimension.
 
-  The heads of attention have dimensions of their own in the parameters, whose
-  sharding needs them, and lie side by side in the arithmetic.
-
   Attributes:
     config: architecture, for dtype and initializer.
-    features: tuple, the dimensions of what comes out.
-    inputs: tuple, the dimensions of what comes in; () if they are one.
+    features: size of what comes out.
   """
 
   config: BertConfig
-  features: tuple
-  inputs: tuple = ()
+  features: int
 
   @nn.compact
   def __call__(self, x):
     """Maps float [..., in] to float [..., out]."""
     dtype = self.config.dtype
-    inputs = self.inputs or x.shape[-1:]
-    kernel = self.param(
-      "kernel", self.config.kernel_init, (*inputs, *self.features)
-    )
-    bias = self.param("bias", nn.initializers.zeros, self.features)
-    kernel = kernel.astype(dtype).reshape(x.shape[-1], -1)
-    x = einsum("...I,IO->...O", x.astype(dtype), kernel)
-    return x + bias.astype(dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+    shape = (x.shape[-1], self.features)
+    kernel = self.param("kernel", self.config.kernel_init, shape)
+    bias = self.param("bias", nn.initializers.zeros, shape[1:])
+    x = einsum("...I,IO->...O", x.astype(dtype), kernel.astype(dtype))
+    return add_bias(x, bias.astype(dtype))
 
 
 class SelfAttention(nn.Module):
@@ -71,11 +63,10 @@ class SelfAttention(nn.Module):
       float [B, L, D].
     """
     config = self.config
-    heads = (config.num_attention_heads, config.head_size)
     return dot_product_attention(
-      Dense(config, heads, name="query")(x),
-      Dense(config, heads, name="key")(x),
-      Dense(config, heads, name="value")(x),
+      Dense(config, config.hidden_size, name="query")(x),
+      Dense(config, config.hidden_size, name="key")(x),
+      Dense(config, config.hidden_size, name="value")(x),
       attention_mask,
       config.num_attention_heads,
       config.attention_probs_dropout_prob,
@@ -88,11 +79,9 @@ class SublayerOutput(nn.Module):
 
   Attributes:
     config: architecture.
-    inputs: see `Dense`.
   """
 
   config: BertConfig
-  inputs: tuple = ()
 
   @nn.compact
   def __call__(self, x, residual, *, deterministic):
@@ -107,7 +96,7 @@ class SublayerOutput(nn.Module):
       float [B, L, D].
     """
     config = self.config
-    x = Dense(config, (config.hidden_size,), self.inputs, name="dense")(x)
+    x = Dense(config, config.hidden_size, name="dense")(x)
     key = None if deterministic else self.make_rng("dropout")
     x = dropout(x, config.hidden_dropout_prob, key)
     return create_layer_norm(config)(residual + x)
@@ -121,12 +110,10 @@ class Attention(nn.Module):
   @nn.compact
   def __call__(self, x, attention_mask, *, deterministic):
     """Same arguments as `SelfAttention`; returns float [B, L, D]."""
-    config = self.config
-    y = SelfAttention(config, name="self")(
+    y = SelfAttention(self.config, name="self")(
       x, attention_mask, deterministic=deterministic
     )
-    heads = (config.num_attention_heads, config.head_size)
-    return SublayerOutput(config, heads, name="output")(
+    return SublayerOutput(self.config, name="output")(
       y, x, deterministic=deterministic
     )
 
@@ -140,7 +127,7 @@ class Intermediate(nn.Module):
   def __call__(self, x):
     """Maps float [B, L, D] to float [B, L, F]."""
     config = self.config
-    x = Dense(config, (config.intermediate_size,), name="dense")(x)
+    x = Dense(config, config.intermediate_size, name="dense")(x)
     return ACTIVATIONS[config.hidden_act](x)
 
 

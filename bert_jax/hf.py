@@ -49,25 +49,9 @@ _LAYOUTS = (
       x, [(0, to - size) for size, to in zip(x.shape, shape, strict=True)]
     ),
   ),
-  # [N, H, D] to torch's [out, in].
-  (
-    r".*/attention/output/dense/kernel",
-    lambda x, _: x.reshape(-1, x.shape[-1]).T,
-    lambda x, shape: x.T.reshape(shape),
-  ),
-  # [D, N, H] or [in, out] to torch's [out, in].
-  (
-    r".*/kernel",
-    lambda x, _: x.reshape(x.shape[0], -1).T,
-    lambda x, shape: x.T.reshape(shape),
-  ),
-  # [N, H] to [D].
-  (
-    r".*/attention/self/.*/bias",
-    lambda x, _: x.reshape(-1),
-    lambda x, shape: x.reshape(shape),
-  ),
-  (r".*", lambda x, _: x, lambda x, shape: x),
+  # [in, out] to torch's [out, in].
+  (r".*/kernel", lambda x, _: x.T, lambda x, _: x.T),
+  (r".*", lambda x, _: x, lambda x, _: x),
 )
 
 # Copies that some files hold, and what they are copies of.

@@ -180,7 +180,7 @@ class BertPooler(nn.Module):
   def __call__(self, x):
     """Maps float [B, L, D] to float [B, D], within -1 and 1."""
     config = self.config
-    return nn.tanh(Dense(config, (config.hidden_size,), name="dense")(x[:, 0]))
+    return nn.tanh(Dense(config, config.hidden_size, name="dense")(x[:, 0]))
 
 
 class BertModel(nn.Module):
@@ -233,7 +233,7 @@ class PredictionTransform(nn.Module):
   def __call__(self, x):
     """Maps float [B, K, D] to the same."""
     config = self.config
-    x = Dense(config, (config.hidden_size,), name="dense")(x)
+    x = Dense(config, config.hidden_size, name="dense")(x)
     return create_layer_norm(config)(ACTIVATIONS[config.hidden_act](x))
 
 

@@ -33,9 +33,9 @@ PARAM_AXES = (
   (r"bert/embeddings/word_embeddings", ("vocab", "embed")),
   (r"bert/embeddings/(position|token_type)_embeddings", (None, "embed")),
   (r".*/LayerNorm/(scale|bias)", (None,)),
-  (r".*/attention/self/(query|key|value)/kernel", ("embed", "heads", None)),
-  (r".*/attention/self/(query|key|value)/bias", ("heads", None)),
-  (r".*/attention/output/dense/kernel", ("heads", None, "embed")),
+  (r".*/attention/self/(query|key|value)/kernel", ("embed", "heads")),
+  (r".*/attention/self/(query|key|value)/bias", ("heads",)),
+  (r".*/attention/output/dense/kernel", ("heads", "embed")),
   (r".*/intermediate/dense/kernel", ("embed", "mlp")),
   (r".*/intermediate/dense/bias", ("mlp",)),
   (r".*/layer_\d+/output/dense/kernel", ("mlp", "embed")),
@@ -346,6 +346,24 @@ def check_batch_size(mesh, name, batch_size):
     raise UserError(
       f"config.{name} gives {batch_size} rows at a time; expected a multiple of"
       f" {shards}, the devices of mesh axes {' and '.join(BATCH_AXES)}"
+    )
+
+
+def check_heads(mesh, num_heads):
+  """Checks that attention's heads divide over the model axis.
+
+  Args:
+    mesh: `jax.sharding.Mesh`.
+    num_heads: attention heads of a layer.
+
+  Raises:
+    UserError: they do not.
+  """
+  shards = mesh.shape[MODEL_AXIS]
+  if num_heads % shards:
+    raise UserError(
+      f"config.mesh.{MODEL_AXIS} is {shards}, which does not divide {num_heads}"
+      " attention heads"
     )
 
 

@@ -24,6 +24,46 @@ def einsum(spec, x, y, preferred_element_type=None):
   return _cpu_einsum(spec, x, y).astype(preferred_element_type or x.dtype)
 
 
+def add_bias(x, bias):
+  """Adds a bias to every row.
+
+  Its gradient is a sum over all rows, for which a TPU takes seven times as long
+  as reading them does, and its matrix units no longer than that: 4.12 to 4.06
+  ms for two layers of BERT-base, 256 x 128 on 16 chips of v5e (the compiler's
+  estimate).
+
+  Args:
+    x: float [..., O].
+    bias: float [O].
+
+  Returns:
+    Like `x`.
+  """
+  add = _add_bias_on_tpu if platform() == "tpu" else _add_bias
+  return add(x, bias)
+
+
+def _add_bias(x, bias):
+  return x + bias.reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+_add_bias_on_tpu = jax.custom_vjp(_add_bias)
+
+
+def _add_bias_forward(x, bias):
+  return _add_bias(x, bias), None
+
+
+def _add_bias_backward(_, grad):
+  rows = grad.reshape(-1, grad.shape[-1])
+  # As a vector the ones would make it a sum again.
+  ones = jnp.ones((8, len(rows)), grad.dtype)
+  return grad, jnp.matmul(ones, rows, precision="highest")[0]
+
+
+_add_bias_on_tpu.defvjp(_add_bias_forward, _add_bias_backward)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _cpu_einsum(spec, x, y):
   return _row_major_einsum(spec, x, y)

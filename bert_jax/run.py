@@ -119,6 +119,7 @@ def create_mesh(config, devices=None):
     UserError: the mesh or a batch does not fit the devices.
   """
   mesh = partitioning.create_mesh(config.mesh, devices)
+  partitioning.check_heads(mesh, config.model.num_attention_heads)
   for name in PHASES:
     phase = config[name]
     if phase.num_steps:

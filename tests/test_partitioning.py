@@ -56,8 +56,8 @@ def test_model_parallelism_splits_heads_feed_forward_and_vocabulary():
   }
   assert specs == {
     "words": PartitionSpec("model", "fsdp"),
-    "query": PartitionSpec("fsdp", "model", None),
-    "mix": PartitionSpec("model", None, "fsdp"),
+    "query": PartitionSpec("fsdp", "model"),
+    "mix": PartitionSpec("model", "fsdp"),
     "wide": PartitionSpec("fsdp", "model"),
     "narrow": PartitionSpec("model", "fsdp"),
     "norm": PartitionSpec(None),
@@ -101,5 +101,7 @@ def test_a_batch_that_does_not_divide_is_refused():
 
 
 def test_heads_that_do_not_divide_are_refused():
-  with pytest.raises(UserError, match=r"config.mesh.model is 16"):
-    partitioning.param_shardings(_mesh(1, 1, 16), _abstract_params())
+  with pytest.raises(
+    UserError, match=r"config.mesh.model is 16, .* 12 attention heads"
+  ):
+    partitioning.check_heads(_mesh(1, 1, 16), 12)

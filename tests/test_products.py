@@ -85,3 +85,27 @@ def test_matrices_reach_the_processor_as_it_wants_them():
     assert "lhs_contracting_dims={1}, rhs_contracting_dims={0}" in line
   plain = program(jnp.einsum)
   assert any("lhs_contracting_dims={0}" in line for line in plain)
+
+
+@pytest.mark.parametrize("shape", [(12, 8), (3, 5, 8)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_bias_is_added_to_every_row_and_so_is_its_gradient(
+  monkeypatch, shape, dtype
+):
+  """On a TPU, where the gradient's sum is a product."""
+  monkeypatch.setattr(products, "platform", lambda: "tpu")
+  rng = np.random.default_rng(0)
+  # Few bits, so that bfloat16 holds every sum exactly.
+  x, bias, grad = (
+    jnp.asarray(rng.integers(-2, 3, s), dtype) for s in (shape, (8,), shape)
+  )
+  out, pull = jax.vjp(products.add_bias, x, bias)
+  x_grad, bias_grad = pull(grad)
+  rows = (1,) * (x.ndim - 1)
+  np.testing.assert_array_equal(out, x + bias.reshape(*rows, 8))
+  np.testing.assert_array_equal(x_grad, grad)
+  assert bias_grad.dtype == bias.dtype
+  axes = tuple(range(x.ndim - 1))
+  np.testing.assert_array_equal(
+    bias_grad.astype(jnp.float32), np.asarray(grad, np.float32).sum(axes)
+  )

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from bert_jax import attention, partitioning, steps
+from bert_jax import attention, devices, partitioning, products, steps
 from bert_jax.config import default_config
 from bert_jax.masking import create_masking_vocab
 from bert_jax.modeling import create_bert_config, create_params
@@ -162,11 +162,11 @@ def _pretend_tpus(monkeypatch):
   monkeypatch.setattr(partitioning, "is_tpu", lambda mesh: True)
   monkeypatch.setattr(partitioning, "TPU_OPTIONS", {})
 
-  def mesh_in_context():
-    mesh = jax.sharding.get_abstract_mesh()
-    return mesh if mesh.axis_names else None
+  def platform():
+    return "tpu" if jax.sharding.get_abstract_mesh().axis_names else None
 
-  monkeypatch.setattr(attention, "mesh_of_tpus", mesh_in_context)
+  for module in (devices, products):
+    monkeypatch.setattr(module, "platform", platform)
   kernel = attention.fused_attention
   monkeypatch.setattr(
     attention, "fused_attention", lambda *args: kernel(*args, interpret=True)

@@ -154,6 +154,7 @@ def create_task_model(config, found, head, labels):
     if head is not None:
       print(f"init: its own is {head.architecture}'s for {_few(head.labels)}")
   mesh = partitioning.create_mesh(config.mesh)
+  partitioning.check_heads(mesh, found.bert_config.num_attention_heads)
   return TaskModel(config, kind, labels, found, mesh)
 
 

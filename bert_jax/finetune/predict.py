@@ -48,6 +48,7 @@ def load_model(source, config):
       "--config.task.kind"
     )
   mesh = partitioning.create_mesh(config.mesh)
+  partitioning.check_heads(mesh, found.bert_config.num_attention_heads)
   partitioning.check_batch_size(
     mesh, "train.batch_size", config.train.batch_size
   )
