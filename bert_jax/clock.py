@@ -48,6 +48,16 @@ class StepClock:
     else:
       self._steps += 1
 
+  def let_finish(self):
+    """Waits for the step before, if it runs on a CPU.
+
+    A step that is queued there takes memory of its own already: BERT-base, 8 x
+    128 in bfloat16, took 1.35 s alone and 1.8 s with another behind it (two
+    cores, 21 November 2026). Other devices are not kept waiting for theirs.
+    """
+    if jax.default_backend() == "cpu":
+      jax.block_until_ready(self._outputs)
+
   @contextlib.contextmanager
   def waiting(self):
     """Times the wait for a batch; it is part of the step.

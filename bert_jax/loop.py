@@ -197,6 +197,7 @@ def _train_stage(loop, stage, train_step, num_steps, state, stopping):
       with clock.waiting():
         batch = next(batches)
       batch = partitioning.global_batch(loop.mesh, batch)
+      clock.let_finish()
       state, step_metrics = train_step(state, batch)
       clock.count_step(step_metrics)
       if step == first + 1:

@@ -63,3 +63,15 @@ def test_arrays_of_a_step_say_whether_it_is_done():
   """As the clock asks them: true once the program has ended."""
   outputs = jax.jit(jnp.cos)(jnp.ones(8))
   assert jax.block_until_ready(outputs).is_ready()
+
+
+def test_a_cpu_finishes_a_step_before_it_gets_the_next():
+  slow = jax.jit(lambda x: jax.lax.fori_loop(0, 50, lambda _, y: y @ x, x))
+  x = jnp.ones((1000, 1000)) / 1000
+  clock = StepClock(8, 16, 100.0, 1000.0)
+  for _ in range(2):
+    outputs = slow(x)
+    clock.count_step(outputs)
+  assert not outputs.is_ready()
+  clock.let_finish()
+  assert outputs.is_ready()
