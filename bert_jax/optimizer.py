@@ -40,7 +40,7 @@ def create_schedule(config, num_steps):
 def decay_mask(params):
   """Tells which parameters are decayed: all but biases and LayerNorms.
 
-  By name, never by rank: the biases of attention heads have two dimensions.
+  By name, never by rank.
 
   Args:
     params: nested dict of arrays.

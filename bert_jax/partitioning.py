@@ -240,6 +240,9 @@ def device_bytes(tree):
 def _split_over_data(leaf, sharding):
   """Adds the data axis to the longest dimension that divides by it (ZeRO-1).
 
+  Of two that are as long, to the one that is not split over the model axis:
+  the compiler finds no way from a product's split to both on one.
+
   Rajbhandari et al. 2019, arXiv 1910.02054: each device updates its share of
   the weights and the shares are gathered.
   """
@@ -247,7 +250,10 @@ def _split_over_data(leaf, sharding):
   if not is_split(leaf):
     return sharding
   spec = list(sharding.spec)
-  for i in sorted(range(len(shape)), key=lambda i: -shape[i]):
+  order = sorted(
+    range(len(shape)), key=lambda i: (-shape[i], spec[i] == MODEL_AXIS)
+  )
+  for i in order:
     axes = (spec[i], "data") if spec[i] else ("data",)
     if shape[i] % math.prod(mesh.shape[axis] for axis in axes) == 0:
       spec[i] = axes

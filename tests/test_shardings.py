@@ -30,7 +30,7 @@ AXES = {
   "bert/encoder/layer_*/attention/self/key/bias": "model",
   "bert/encoder/layer_*/attention/self/value/kernel": "fsdp+data model",
   "bert/encoder/layer_*/attention/self/value/bias": "model",
-  "bert/encoder/layer_*/attention/output/dense/kernel": "model+data fsdp",
+  "bert/encoder/layer_*/attention/output/dense/kernel": "model fsdp+data",
   "bert/encoder/layer_*/attention/output/dense/bias": "-",
   "bert/encoder/layer_*/intermediate/dense/kernel": "fsdp model+data",
   "bert/encoder/layer_*/intermediate/dense/bias": "model",
