@@ -194,12 +194,9 @@ def _train_stage(loop, stage, train_step, num_steps, state, stopping):
     desc=stage.name, total=num_steps, initial=first, unit="step", disable=None
   ) as bar:
     for step in range(first + 1, stage.end + 1):
-      with clock.waiting():
-        batch = next(batches)
-      batch = partitioning.global_batch(loop.mesh, batch)
-      clock.let_finish()
-      state, step_metrics = train_step(state, batch)
-      clock.count_step(step_metrics)
+      state, step_metrics = take_step(
+        train_step, state, batches, loop.mesh, clock
+      )
       if step == first + 1:
         seconds = time.monotonic() - loop.started
         bar.write(f"{stage.name}: first step done {seconds:.1f} s after start")
@@ -225,6 +222,28 @@ def _train_stage(loop, stage, train_step, num_steps, state, stopping):
       if stopped:
         break
   return state, stopped
+
+
+def take_step(train_step, state, batches, mesh, clock):
+  """Fetches a batch and trains on it.
+
+  Args:
+    train_step: compiled program of a stage.
+    state: `TrainState`; it is donated.
+    batches: iterator of this process' rows.
+    mesh: `jax.sharding.Mesh`.
+    clock: `StepClock`, which counts the step and the wait for its batch.
+
+  Returns:
+    (`TrainState`, dict of metrics), as the program gives them.
+  """
+  with clock.waiting():
+    batch = next(batches)
+  batch = partitioning.global_batch(mesh, batch)
+  clock.let_finish()
+  state, metrics = train_step(state, batch)
+  clock.count_step(metrics)
+  return state, metrics
 
 
 def _create_clock(stage):

@@ -40,8 +40,6 @@ def create_schedule(config, num_steps):
 def decay_mask(params):
   """Tells which parameters are decayed: all but biases and LayerNorms.
 
-  By name, never by rank.
-
   Args:
     params: nested dict of arrays.
 
