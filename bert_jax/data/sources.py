@@ -1,26 +1,23 @@
 """Where text comes from: files, TensorFlow Datasets, or an installed package.
 
-Every source is a stream of documents; a document is a string with one
-paragraph a line. Nothing here holds more than one document in memory.
+Every source is a stream of blocks of documents; a document is a string with one
+paragraph a line. Nothing here holds more than one block in memory.
 """
 
 import ast
 import collections.abc
 import dataclasses
+import functools
 import glob
-import gzip
 import importlib.metadata
-import json
 import os
 import re
 import sysconfig
-import zlib
 from pydoc_data import topics
 
+from bert_jax.data.blocks import ReadBlock, read_blocks, tidy
 from bert_jax.errors import UserError
 
-# A document is read whole; past this, blank lines are surely missing.
-MAX_DOCUMENT_BYTES = 256 * 2**20
 # Stored text of natural language shrinks to about a third.
 _GZIP_RATIO = 3
 # Text features of the usual TensorFlow Datasets corpora, best first.
@@ -34,19 +31,20 @@ _WIKI40B_PARAGRAPHS = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """One stream of documents.
+  """One stream of blocks of documents.
 
   Attributes:
     name: what to call it in messages.
     num_bytes: its size as stored, for progress.
     text_bytes: its size as text; an estimate where it is compressed.
-    read: returns an iterator of (document, stored bytes read so far).
+    blocks: takes the size of a block in bytes, where one can be chosen;
+      returns an iterator of (block, stored bytes read so far). See `blocks.py`.
   """
 
   name: str
   num_bytes: int
   text_bytes: int
-  read: collections.abc.Callable
+  blocks: collections.abc.Callable
 
 
 def open_sources(corpus):
@@ -86,10 +84,8 @@ def _file_sources(pattern, text_key):
 def _file_source(path, text_key):
   base = path.removesuffix(".gz")
   if base.endswith(".txt"):
-    read = lambda: _split_documents(path, _read_lines(path))  # noqa: E731
-  elif base.endswith(".jsonl"):
-    read = lambda: _jsonl_documents(path, text_key)  # noqa: E731
-  else:
+    text_key = None
+  elif not base.endswith(".jsonl"):
     raise UserError(
       f"{path} ends in {os.path.splitext(base)[1]!r}; expected .txt, .txt.gz, "
       ".jsonl or .jsonl.gz"
@@ -97,77 +93,20 @@ def _file_source(path, text_key):
   if not os.path.isfile(path) or not os.access(path, os.R_OK):
     raise UserError(f"{path} can't be read; expected a file one may read")
   size = os.path.getsize(path)
-  return Source(path, size, size * (_GZIP_RATIO if base != path else 1), read)
+  text_bytes = size * (_GZIP_RATIO if base != path else 1)
+  blocks = functools.partial(read_blocks, path, text_key)
+  return Source(path, size, text_bytes, blocks)
 
 
-def _read_lines(path):
-  """Yields (line, its number, bytes read so far), decoded and stripped."""
-  offset = 0
-  with open(path, "rb") as raw:
-    lines = gzip.GzipFile(fileobj=raw) if path.endswith(".gz") else raw
-    try:
-      for number, line in enumerate(lines, start=1):
-        try:
-          text = line.decode("utf-8")
-        except UnicodeDecodeError as e:
-          raise UserError(
-            f"{path} is not UTF-8: byte {line[e.start]:#04x} at position "
-            f"{offset + e.start} (line {number}); convert it with iconv"
-          ) from None
-        offset += len(line)
-        yield text.strip("\ufeff \t\r\n"), number, raw.tell()
-    except (EOFError, gzip.BadGzipFile, zlib.error) as e:
-      raise UserError(f"{path} is not a whole gzip file: {e}") from None
+def _ready(read):
+  """Wraps a function that yields (document, stored bytes read so far)."""
 
+  def blocks(num_bytes):
+    del num_bytes  # a document each
+    for document, done in read():
+      yield ReadBlock((document,)), done
 
-def _split_documents(path, lines):
-  """Yields documents: runs of lines between blank ones."""
-  paragraphs, size, done = [], 0, 0
-  for text, number, done in lines:
-    if text:
-      paragraphs.append(text)
-      size += len(text)
-      if size > MAX_DOCUMENT_BYTES:
-        raise UserError(
-          f"{path} has a document of over {MAX_DOCUMENT_BYTES >> 20} MiB at "
-          f"line {number}; expected a blank line between documents"
-        )
-    elif paragraphs:
-      yield "\n".join(paragraphs), done
-      paragraphs, size = [], 0
-  if paragraphs:
-    yield "\n".join(paragraphs), done
-
-
-def _jsonl_documents(path, text_key):
-  for line, number, done in _read_lines(path):
-    if not line:
-      continue
-    try:
-      record = json.loads(line)
-    except ValueError as e:
-      raise UserError(f"{path} line {number} is not JSON: {e}") from None
-    if not isinstance(record, dict):
-      raise UserError(
-        f"{path} line {number} is a JSON {type(record).__name__}; expected an "
-        f"object with text under {text_key!r}"
-      )
-    text = record.get(text_key)
-    if not isinstance(text, str):
-      raise UserError(
-        f"{path} line {number} has no text under {text_key!r} (it has: "
-        f"{', '.join(map(repr, record))}); set --config.corpus.text_key"
-      )
-    if document := _tidy(text):
-      yield document, done
-
-
-def _tidy(text):
-  """Strips every line and drops the empty ones."""
-  # JSON can spell half a character ("\ud83d"), which has no UTF-8.
-  text = text.encode("utf-8", "replace").decode("utf-8")
-  lines = (line.strip() for line in text.splitlines())
-  return "\n".join(line for line in lines if line)
+  return blocks
 
 
 def _tfds_source(spec, text_key):
@@ -191,7 +130,7 @@ def _tfds_source(spec, text_key):
     spec,
     num_bytes,
     num_bytes,
-    lambda: _tfds_documents(builder, split, key, num_bytes),
+    _ready(lambda: _tfds_documents(builder, split, key, num_bytes)),
   )
 
 
@@ -263,7 +202,7 @@ def _tfds_documents(builder, split, key, num_bytes):
     text = text.decode("utf-8") if isinstance(text, bytes) else str(text)
     if text.lstrip().startswith("_START_ARTICLE_"):
       text = _wiki40b_text(text)
-    if document := _tidy(text):
+    if document := tidy(text):
       yield document, num_bytes * number // num_examples
 
 
@@ -294,11 +233,11 @@ def _embedded_sources():
 def _address_source(path):
   def read():
     # Blank lines part paragraphs here: the file is one document.
-    lines = [text for text, _, _ in _read_lines(path) if text]
-    yield "\n".join(lines), size
+    blocks = [block for block, _ in read_blocks(path, None, size)]
+    yield "\n".join(text for b in blocks for text in b.documents()), size
 
   size = os.path.getsize(path)
-  return Source(path, size, size, read)
+  return Source(path, size, size, _ready(read))
 
 
 def _standard_library_source():
@@ -317,7 +256,7 @@ def _standard_library_source():
         yield document, done
 
   # Progress counts files here; the docstrings come to about 2 MB.
-  return Source("standard library", len(paths), 2_000_000, read)
+  return Source("standard library", len(paths), 2_000_000, _ready(read))
 
 
 def _unwrap(text):
