@@ -238,8 +238,9 @@ def main(argv):
   config, workdir = command.config_and_workdir()
   init = continuation.init_from_flags()
   num_hosts = flags.FLAGS.rehearse_hosts
-  if num_hosts and not rehearsal.is_child():
-    sys.exit(rehearsal.rehearse(num_hosts, flags.FLAGS.rehearse_devices))
+  num_devices = flags.FLAGS.rehearse_devices
+  if (num_hosts or num_devices) and not rehearsal.is_child():
+    sys.exit(rehearsal.rehearse(num_hosts or 1, num_devices or 4))
   with hosts_lib.joined() as hosts:
     stopped_by = train(config, workdir, hosts, init)
   # Preemption is an expected end; somebody at the keyboard wanted a stop.
@@ -251,7 +252,15 @@ if __name__ == "__main__":
   command.define_config_flags()
   continuation.define_flags()
   flags.DEFINE_integer(
-    "rehearse_hosts", None, "Start so many processes here, as a pod does.", 1
+    "rehearse_hosts",
+    None,
+    "Start so many processes here, as a pod does (1 with --rehearse_devices).",
+    1,
   )
-  flags.DEFINE_integer("rehearse_devices", 4, "CPU devices of each of them.", 1)
+  flags.DEFINE_integer(
+    "rehearse_devices",
+    None,
+    "CPU devices of each of them (4 with --rehearse_hosts).",
+    1,
+  )
   command.run(main)
