@@ -129,7 +129,7 @@ def compile_stages(stages, state):
     stage.train_step.lower(state, stage.abstract_batch) for stage in stages
   ]
   with concurrent.futures.ThreadPoolExecutor(len(stages)) as threads:
-    return list(threads.map(lambda program: program.compile(), lowered))
+    return list(threads.map(partitioning.compile_step, lowered))
 
 
 def _figures(stage, program, state):

@@ -90,7 +90,8 @@ def compile_step(run, name):
   """Compiles the train step of phase `name` for the run's mesh."""
   state = run_lib.abstract_sharded_state(run)
   train_step = pretraining.make_train_step(run, name, state)
-  return train_step.lower(state, run_lib.abstract_batch(run, name)).compile()
+  batch = run_lib.abstract_batch(run, name)
+  return partitioning.compile_step(train_step.lower(state, batch))
 
 
 def sharding_table(run):

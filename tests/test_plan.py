@@ -137,6 +137,17 @@ def test_half_a_chip_is_a_device_and_a_whole_one_is_paid_for(name):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["v3-32", "v4-32", "tpu7x-32"])
+def test_a_layer_of_bert_base_compiles_where_vector_memory_is_small(name):
+  """An all-reduce inside of a product would take more than there is."""
+  (found,) = slices(name)
+  config = default_config()
+  config.model.num_hidden_layers = 1
+  config.phase2.num_steps = 0
+  assert plan.plan(config, found, 1.0)["phases"]["phase1"]["fits"]
+
+
+@pytest.mark.slow
 def test_what_does_not_fit_says_by_how_much_and_what_would():
   """Two layers as wide as BERT-large's, 4096 x 512 on 4 chips."""
   config = default_config()
