@@ -14,7 +14,9 @@ for n chips a group, where bytes are those of the larger side. One that starts
 and is done later hides behind the work between; any other hides nothing. The
 compiler runs some beside a fusion's own work: such a pair is named
 `async-collective-start` and `-done` and is a fusion around the collective. Or
-it hands them to a chip's SparseCores: `call-start` and `call-done`.
+it hands them to a chip's SparseCores: `call-start` and `call-done`. An
+all-reduce of which each device keeps a part is a fusion too, and a
+reduce-scatter: it is named by what it calls, `all-reduce-scatter`.
 
 Pallas kernels carry no estimate either. One whose author gave a cost
 (`pl.CostEstimate`) counts at its roofline: the longer of its FLOPs at the
@@ -60,6 +62,7 @@ _WORKING_OPCODES = ("fusion", "custom-call", "sort", "rng-bit-generator")
 _REGISTER_BYTES = 4096
 
 _ASYNC_START, _ASYNC_DONE = "async-collective-start", "async-collective-done"
+_FUSED_REDUCE_SCATTER = "all-reduce-scatter"
 
 
 def estimate(text, rates):
@@ -246,11 +249,19 @@ class _Totals:
     """Returns the collective that `op` is or, begun in another way, holds."""
     if op.collective:
       return op
-    role = {"call-start": "to_apply", "async-start": "calls"}.get(op.opcode)
-    if op.name.startswith(_ASYNC_START):
-      role = "calls"
-    inner = self.computations.get(op.called(role), ()) if role else ()
-    return next((held for held in inner if held.collective), None)
+    if op.name.startswith(_ASYNC_START) or op.opcode == "async-start":
+      return self._held_by(op.called("calls"))
+    if op.opcode == "call-start":
+      return self._held_by(op.called("to_apply"))
+    called = op.opcode == "fusion" and op.called("calls")
+    if called and called.startswith(_FUSED_REDUCE_SCATTER):
+      held = self._held_by(called)
+      return dataclasses.replace(held, opcode="reduce-scatter", shape=op.shape)
+    return None
+
+  def _held_by(self, name):
+    """Returns the first collective of a computation, or None."""
+    return next((op for op in self.computations[name] if op.collective), None)
 
   def _count_collective(self, op, cost):
     kind = op.collective

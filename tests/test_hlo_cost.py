@@ -55,6 +55,14 @@ backend_config={"estimated_cycles":"9223372036854775807"}
 replica_groups=mesh['axis_0'=16,'axis_1'=1] {'axis_0'}, dimensions={0}
 }
 
+%all-reduce-scatter.3 (r: bf16[160], q: bf16[320]) -> (bf16[10], bf16[20]) {
+  %r = bf16[160]{0} parameter(0)
+  %q = bf16[320]{0} parameter(1)
+  %all-reduce.2 = (bf16[160]{0}, bf16[320]{0}) all-reduce(%r, %q), \
+replica_groups={{0,2,4,6,8,10,12,14,16,18,20,22,24,26,28,30}}
+  %part = bf16[10]{0} dynamic-slice(%all-reduce.2, %id)
+}
+
 ENTRY %main (a: f32[4]) -> f32[4] {
   %a = f32[4]{0} parameter(0)
   %buffer = f32[4]{0} custom-call(), custom_call_target="AllocateBuffer"
@@ -252,6 +260,17 @@ def test_reduce_scatter_counts_its_larger_side():
     "%rs = bf16[100]{0} reduce-scatter(%a), replica_groups=[2,8]<=[16]"
   )
   assert cost.collective_bytes == {"reduce-scatter": 1600}
+
+
+def test_an_all_reduce_that_keeps_a_part_is_a_reduce_scatter():
+  cost = estimate(
+    "%fusion.7 = (bf16[10]{0}, bf16[20]{0}) fusion(%a, %a), kind=kCustom, "
+    "calls=%all-reduce-scatter.3"
+  )
+  seconds = 15 / 16 * 960 / (4 * LINK)
+  assert cost.collective_bytes == {"reduce-scatter": 960}
+  assert cost.exposed_seconds == pytest.approx(seconds)
+  assert cost.uncosted == {"sorted": 1}
 
 
 @pytest.mark.parametrize(
