@@ -261,7 +261,8 @@ class _Totals:
 
   def _held_by(self, name):
     """Returns the first collective of a computation, or None."""
-    return next((op for op in self.computations[name] if op.collective), None)
+    ops = self.computations.get(name, ())
+    return next((op for op in ops if op.collective), None)
 
   def _count_collective(self, op, cost):
     kind = op.collective
