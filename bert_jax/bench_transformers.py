@@ -82,7 +82,7 @@ def _measure_step(config, name, seconds, head, is_compiled):
 def create_model(config):
   """Returns transformers' model of the same architecture, fresh weights."""
   settings = dict(config.model)
-  settings.pop("dtype")
+  del settings["dtype"], settings["remat"]
   return transformers.BertForPreTraining._from_config(
     transformers.BertConfig(vocab_size=config.corpus.vocab_size, **settings),
     attn_implementation="sdpa",

@@ -27,6 +27,8 @@ class BertConfig:
     layer_norm_eps: added to the variance.
     dtype: of the layers' arithmetic; parameters, LayerNorm statistics,
       softmax and logits are float32 whatever it says.
+    remat: whether a block's inner values are computed again for its gradients
+      and not kept.
   """
 
   vocab_size: int
@@ -42,6 +44,7 @@ class BertConfig:
   initializer_range: float = 0.02
   layer_norm_eps: float = 1e-12
   dtype: str = "float32"
+  remat: bool = False
 
   @property
   def padded_vocab_size(self):

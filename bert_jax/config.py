@@ -50,6 +50,9 @@ def default_config():
   # Arithmetic of the layers; weights, LayerNorm statistics, softmax and
   # losses are float32 either way.
   model.dtype = "bfloat16"
+  # Compute a layer's inner values again for its gradients and keep only its
+  # input: less memory for more time, and the same numbers.
+  model.remat = False
 
   config.corpus = corpus = ml_collections.ConfigDict()
   # Comma-separated: "embedded", globs of .txt/.jsonl (.gz), "tfds:NAME:SPLIT".

@@ -165,10 +165,13 @@ class BertEncoder(nn.Module):
       tuple of num_hidden_layers + 1 float [B, L, D]: the input, then the
       output of each block.
     """
+
+    def apply(layer, x):
+      return layer(x, attention_mask, deterministic=deterministic)
+
+    apply = nn.remat(apply) if self.config.remat else apply
     hidden_states = [x]
     for i in range(self.config.num_hidden_layers):
-      x = BertLayer(self.config, name=f"layer_{i}")(
-        x, attention_mask, deterministic=deterministic
-      )
+      x = apply(BertLayer(self.config, name=f"layer_{i}"), x)
       hidden_states.append(x)
     return tuple(hidden_states)

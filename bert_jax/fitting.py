@@ -30,6 +30,7 @@ def suggest_fitting(config, planned, name, report):
   found = [
     _first_fitting(_smaller_batches(config, name, report), report),
     _first_fitting(_accumulations(config, report), report),
+    _first_fitting(_recomputed(config, report), report),
     _first_fitting(_wider_fsdp(config, report), report),
     _first_fitting(_bigger_slices(config, planned, report), report),
   ]
@@ -84,6 +85,21 @@ def _accumulations(config, report):
       # The sum of the gradients beside those of one pass.
       needed = state + 1.5 * whole + rows / factor
       yield f"optimizer.grad_accumulation={passes}", needed
+
+
+def _recomputed(config, report):
+  """Keeps the layers' inputs, and what one layer makes on its way."""
+  model = config.model
+  if model.remat:
+    return
+  state, whole, rows = _parts(config, report)
+  inputs = _rows_at_a_time(report) * report["max_seq_length"]
+  inputs *= model.hidden_size * jnp.dtype(model.dtype).itemsize
+  kept = model.num_hidden_layers * inputs
+  yield (
+    "model.remat=True",
+    state + whole + rows / model.num_hidden_layers + kept,
+  )
 
 
 def _wider_fsdp(config, report):

@@ -61,10 +61,11 @@ _TIED = {
 }
 
 # Hugging Face's "dtype" is that of the file, ours that of the arithmetic.
+_OWN_FIELDS = ("dtype", "remat")
 SHARED_FIELDS = tuple(
   field.name
   for field in dataclasses.fields(BertConfig)
-  if field.name != "dtype"
+  if field.name not in _OWN_FIELDS
 )
 
 _SPECIAL_TOKENS_MAP = {

@@ -8,9 +8,9 @@ compiler (`pip install jax[tpu]`; a CPU is enough) and reads its estimates. Both
 phases of BERT-base took over six minutes of processor time.
 
 Several slices, `--topology=v5e:4x4,v6e-16` or all those of 16 chips,
-`--topology=16`, make a table. `--search` also tries meshes, and more passes
-where a batch does not fit in one, and prints the flags of what is fastest and
-of what is cheapest.
+`--topology=16`, make a table. `--search` also tries meshes, and more passes and
+remat where a batch does not fit, and prints the flags of what is fastest and of
+what is cheapest.
 
 How far to trust the time of a step: the compiler's cycles were held against
 data sheets. Times the datasheet's time, by generation (libtpu 0.0.42.1):
@@ -194,7 +194,7 @@ if __name__ == "__main__":
   flags.DEFINE_string(
     "price_per_chip_hour", None, "Price of one chip; or v5e=1.2,v6e=2.7."
   )
-  flags.DEFINE_bool("search", False, "Try meshes and numbers of passes.")
+  flags.DEFINE_bool("search", False, "Try meshes, passes and remat.")
   flags.DEFINE_integer(
     "max_candidates",
     12,

@@ -99,7 +99,8 @@ def _candidate_row(candidate):
   phases = phases.values()
   needed = max(p.get("needed_bytes") or _used(p) for p in phases)
   memory = f"{needed / _GIB:.2f} of {_gib(next(iter(phases))['hbm_bytes'])}"
-  passes = str(next(iter(phases))["grad_accumulation"])
+  first = next(iter(phases))
+  passes = f"{first['grad_accumulation']}{', remat' * first['remat']}"
   if not candidate["fits"]:
     return (*head, passes, memory, "does not fit", "", "")
   times = " + ".join(f"{1e3 * p['step_seconds']:.2f}" for p in phases)

@@ -131,6 +131,7 @@ def _known_before(run, planned, name):
     "max_seq_length": phase.max_seq_length,
     "batch_size": phase.batch_size,
     "grad_accumulation": run.config.optimizer.grad_accumulation,
+    "remat": run.config.model.remat,
     "num_steps": phase.num_steps,
     "model_flops": model_flops,
     "best_step_seconds": model_flops / peak,

@@ -2,8 +2,9 @@
 
 Only settings that leave the training what it is: how devices are arranged
 (`mesh`), in how many passes a batch goes through (`optimizer.
-grad_accumulation`) and which slice is rented. More passes only cost time, so
-they are tried where fewer do not fit.
+grad_accumulation`), whether layers are computed again (`model.remat`) and which
+slice is rented. More passes and remat are there to save memory, so they are
+tried where it does not fit without.
 """
 
 import copy
@@ -16,7 +17,7 @@ from bert_jax import run as run_lib
 from bert_jax.compiler_process import run_jobs
 from bert_jax.errors import UserError
 
-# Rounds of more passes for what does not fit.
+# Rounds of saving more memory for what does not fit.
 _NUM_ROUNDS = 3
 
 
@@ -59,7 +60,7 @@ def search(config, slices, max_candidates, hlo_dir=None):
     config: the run's settings, validated.
     slices: list of `topology.Slice`.
     max_candidates: how many to compile at most in a first round; those that
-      do not fit are tried in more passes.
+      do not fit are tried in more passes and with remat.
     hlo_dir: see `plan_candidates`.
 
   Returns:
@@ -89,11 +90,10 @@ def search(config, slices, max_candidates, hlo_dir=None):
       break
     results = plan_candidates(trying, hlo_dir)
     found += zip(trying, results, strict=True)
-    trying = [
-      more
-      for candidate, phases in zip(trying, results, strict=True)
-      if (more := _in_more_passes(candidate, phases))
-    ]
+    pairs = zip(trying, results, strict=True)
+    # By name, since two may come to the same.
+    trying = {str(c): c for pair in pairs for c in _saving_memory(*pair)}
+    trying = list(trying.values())
   return found, max(0, len(candidates) - max_candidates)
 
 
@@ -130,31 +130,35 @@ def _divides(config, n, fsdp, model):
   )
 
 
-def _change(config, planned, data, fsdp, model, passes=1):
+def _change(config, planned, data, fsdp, model):
   config = copy.deepcopy(config)
   config.mesh.update(data=data, fsdp=fsdp, model=model)
-  config.optimizer.grad_accumulation = passes
+  config.optimizer.grad_accumulation = 1
   return Candidate(config, planned)
 
 
-def _in_more_passes(candidate, phases):
-  """Returns the candidate that may fit where this one did not, or None."""
-  passes = [
-    fitting.fitting_accumulation(candidate.config, report)
+def _saving_memory(candidate, phases):
+  """Lists what may fit where this candidate did not."""
+  missing = [
+    report
     for report in phases.values()
     if not isinstance(report, UserError) and not report["fits"]
   ]
-  if not passes or None in passes:
-    return None
-  mesh = candidate.config.mesh
-  return _change(
-    candidate.config,
-    candidate.slice,
-    mesh.data,
-    mesh.fsdp,
-    mesh.model,
-    max(passes),
-  )
+  if not missing:
+    return []
+  found = []
+  passes = [
+    fitting.fitting_accumulation(candidate.config, report) for report in missing
+  ]
+  if None not in passes:
+    config = copy.deepcopy(candidate.config)
+    config.optimizer.grad_accumulation = max(passes)
+    found.append(Candidate(config, candidate.slice))
+  if not candidate.config.model.remat:
+    config = copy.deepcopy(candidate.config)
+    config.model.remat = True
+    found.append(Candidate(config, candidate.slice))
+  return found
 
 
 def active_phases(config):
@@ -213,6 +217,7 @@ class Candidate:
     sizes = "x".join(map(str, mesh.values()))
     passes = self.config.optimizer.grad_accumulation
     more = f" in {passes} passes" if passes > 1 else ""
+    more += ", remat" if self.config.model.remat else ""
     return f"{self.slice}, mesh {sizes}{more}"
 
   @property
@@ -241,4 +246,5 @@ class Candidate:
     changes["optimizer.grad_accumulation"] = (
       self.config.optimizer.grad_accumulation
     )
+    changes["model.remat"] = self.config.model.remat
     return " ".join(f"--config.{k}={v}" for k, v in changes.items())

@@ -90,7 +90,7 @@ def loss_and_grads(config, params, batch):
 
 def create_torch_model(config, params):
   fields = dataclasses.asdict(config)
-  del fields["dtype"]
+  del fields["dtype"], fields["remat"]
   model = transformers.BertForPreTraining(
     transformers.BertConfig(**fields, attn_implementation="eager")
   )
@@ -359,6 +359,36 @@ def test_each_dropout_rate_acts(rate):
   np.testing.assert_array_equal(encode(still, 0), encode(still, 1))
   np.testing.assert_array_equal(encode(noisy, 0), encode(noisy, 0))
   assert (encode(noisy, 0) != encode(noisy, 1)).any()
+
+
+def test_layers_computed_again_give_the_same_numbers_and_keep_less():
+  """With dropout, whose masks must be drawn again as they were."""
+  params, batch = random_params(SMALL), random_batch(SMALL)
+
+  def loss(params, config):
+    hidden_states, pooled = BertModel(config).apply(
+      {"params": params["bert"]},
+      batch["input_ids"],
+      batch["token_type_ids"],
+      batch["attention_mask"],
+      deterministic=False,
+      rngs={"dropout": jax.random.key(0)},
+    )
+    return (hidden_states[-1] ** 2).mean() + pooled.mean()
+
+  again = dataclasses.replace(SMALL, remat=True)
+  step = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-7),
+    step(params, SMALL),
+    step(params, again),
+  )
+
+  def kept(config):
+    _, transpose = jax.vjp(lambda params: loss(params, config), params)
+    return sum(leaf.size for leaf in jax.tree.leaves(transpose))
+
+  assert kept(again) < 0.25 * kept(SMALL)
 
 
 def test_no_two_dropouts_share_their_bits():

@@ -72,6 +72,7 @@ def missing(candidate, made):
     mesh=mesh,
     parameters=0,
     batch_size=256,
+    max_seq_length=128,
     grad_accumulation=candidate.config.optimizer.grad_accumulation,
     hbm_bytes=16e9,
     memory_bytes=memory,
@@ -79,21 +80,24 @@ def missing(candidate, made):
   )
 
 
-def test_more_passes_are_tried_only_where_one_does_not_fit(monkeypatch):
-  """The plainest mesh needs four; another crashes the compiler, once."""
+def test_memory_is_saved_only_where_a_candidate_does_not_fit(monkeypatch):
+  """The plainest mesh needs four passes, or remat; another crashes once."""
   rounds = []
 
   def plan_candidates(candidates, hlo_dir):
     assert hlo_dir is None
     rounds.append(
-      [(c.mesh, c.config.optimizer.grad_accumulation) for c in candidates]
+      [
+        (c.mesh, c.config.optimizer.grad_accumulation, c.config.model.remat)
+        for c in candidates
+      ]
     )
     results = []
     for c in candidates:
       passes = c.config.optimizer.grad_accumulation
       if c.mesh["model"] == 2:
         found = UserError("the compiler crashed")
-      elif c.mesh["data"] == 16 and passes == 1:
+      elif c.mesh["data"] == 16 and passes == 1 and not c.config.model.remat:
         found = missing(c, 60e9)
       else:
         found = phase()
@@ -102,7 +106,9 @@ def test_more_passes_are_tried_only_where_one_does_not_fit(monkeypatch):
 
   monkeypatch.setattr(search, "plan_candidates", plan_candidates)
   found, left_out = search.search(default_config(), [V5E], 3)
-  assert [len(r) for r in rounds] == [3, 1]
-  assert rounds[1] == [({"data": 16, "fsdp": 1, "model": 1}, 4)]
-  assert len(found) == 4
+  assert [len(r) for r in rounds] == [3, 2]
+  plainest = {"data": 16, "fsdp": 1, "model": 1}
+  assert rounds[1] == [(plainest, 4, False), (plainest, 1, True)]
+  assert "--config.model.remat=True" in found[-1][0].overrides
+  assert len(found) == 5
   assert left_out == len(search.list_candidates(default_config(), V5E)) - 3
