@@ -3,7 +3,8 @@
 By arithmetic on shapes: a device holds its share of the state; whole weights
 and gradients in the layers' dtype, split over fsdp and model; and the rest of
 what the compiler asked for, which goes with the rows that it sees at a time.
-`plan --search` compiles such settings and so finds out.
+`plan --search` compiles such settings and so finds out; `model.remat`, too,
+whose savings no arithmetic foretells.
 """
 
 import jax.numpy as jnp
@@ -30,7 +31,6 @@ def suggest_fitting(config, planned, name, report):
   found = [
     _first_fitting(_smaller_batches(config, name, report), report),
     _first_fitting(_accumulations(config, report), report),
-    _first_fitting(_recomputed(config, report), report),
     _first_fitting(_wider_fsdp(config, report), report),
     _first_fitting(_bigger_slices(config, planned, report), report),
   ]
@@ -85,21 +85,6 @@ def _accumulations(config, report):
       # The sum of the gradients beside those of one pass.
       needed = state + 1.5 * whole + rows / factor
       yield f"optimizer.grad_accumulation={passes}", needed
-
-
-def _recomputed(config, report):
-  """Keeps the layers' inputs, and what one layer makes on its way."""
-  model = config.model
-  if model.remat:
-    return
-  state, whole, rows = _parts(config, report)
-  inputs = _rows_at_a_time(report) * report["max_seq_length"]
-  inputs *= model.hidden_size * jnp.dtype(model.dtype).itemsize
-  kept = model.num_hidden_layers * inputs
-  yield (
-    "model.remat=True",
-    state + whole + rows / model.num_hidden_layers + kept,
-  )
 
 
 def _wider_fsdp(config, report):

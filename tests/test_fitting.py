@@ -18,7 +18,6 @@ def report(made, state=1, rows=64, **changes):
     "mesh": {"data": 4, "fsdp": 1, "model": 1},
     "parameters": 0,
     "batch_size": 4 * rows,
-    "max_seq_length": 128,
     "grad_accumulation": 1,
     "hbm_bytes": 15.75 * GIB,
     "memory_bytes": memory,
@@ -39,13 +38,6 @@ def test_the_smallest_change_of_each_kind_is_named():
   assert found["optimizer.grad_accumulation=8"] == pytest.approx(1 + 12.5)
   assert found["--topology=v5e:4x8"] == pytest.approx(1 / 8 + 12.5)
   assert not any("fsdp" in change for change in found)
-
-
-def test_layers_computed_again_keep_their_inputs():
-  """12 of 64 x 128 x 768 bfloat16, and a twelfth of the rest."""
-  found = suggest(report(100))
-  inputs = 12 * 64 * 128 * 768 * 2 / GIB
-  assert found["model.remat=True"] == pytest.approx(1 + 100 / 12 + inputs)
 
 
 def test_rows_divide():
