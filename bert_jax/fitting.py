@@ -3,8 +3,8 @@
 By arithmetic on shapes: a device holds its share of the state; whole weights
 and gradients in the layers' dtype, split over fsdp and model; and the rest of
 what the compiler asked for, which goes with the rows that it sees at a time.
-`plan --search` compiles such settings and so finds out; `model.remat`, too,
-whose savings no arithmetic foretells.
+`plan --search` compiles such settings and so finds out. It tries `model.remat`
+too, which is not suggested here: what that saves is the compiler's to say.
 """
 
 import jax.numpy as jnp

@@ -60,7 +60,8 @@ _TIED = {
   "cls.predictions.decoder.bias": "cls.predictions.bias",
 }
 
-# Hugging Face's "dtype" is that of the file, ours that of the arithmetic.
+# Hugging Face's "dtype" is that of the file, ours that of the arithmetic; how
+# gradients are computed is not the model's.
 _OWN_FIELDS = ("dtype", "remat")
 SHARED_FIELDS = tuple(
   field.name

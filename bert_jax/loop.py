@@ -16,7 +16,7 @@ import jax
 import ml_collections
 import tqdm
 
-from bert_jax import flops, partitioning
+from bert_jax import compilation, flops, partitioning
 from bert_jax.clock import StepClock
 from bert_jax.errors import UserError
 from bert_jax.hosts import Hosts
@@ -129,7 +129,7 @@ def compile_stages(stages, state):
     stage.train_step.lower(state, stage.abstract_batch) for stage in stages
   ]
   with concurrent.futures.ThreadPoolExecutor(len(stages)) as threads:
-    return list(threads.map(partitioning.compile_step, lowered))
+    return list(threads.map(compilation.compile_step, lowered))
 
 
 def _figures(stage, program, state):

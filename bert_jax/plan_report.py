@@ -98,8 +98,8 @@ def _candidate_row(candidate):
     return (*head, "", "", "failed", "", "")
   phases = phases.values()
   needed = max(p.get("needed_bytes") or _used(p) for p in phases)
-  memory = f"{needed / _GIB:.2f} of {_gib(next(iter(phases))['hbm_bytes'])}"
   first = next(iter(phases))
+  memory = f"{needed / _GIB:.2f} of {_gib(first['hbm_bytes'])}"
   passes = f"{first['grad_accumulation']}{', remat' * first['remat']}"
   if not candidate["fits"]:
     return (*head, passes, memory, "does not fit", "", "")

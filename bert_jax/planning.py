@@ -11,6 +11,7 @@ import jax
 from etils import epath
 
 from bert_jax import (
+  compilation,
   flops,
   hlo_cost,
   hlo_memory,
@@ -91,7 +92,7 @@ def compile_step(run, name):
   state = run_lib.abstract_sharded_state(run)
   train_step = pretraining.make_train_step(run, name, state)
   batch = run_lib.abstract_batch(run, name)
-  return partitioning.compile_step(train_step.lower(state, batch))
+  return compilation.compile_step(train_step.lower(state, batch))
 
 
 def sharding_table(run):

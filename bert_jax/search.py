@@ -113,7 +113,10 @@ def list_candidates(config, planned):
   for fsdp in powers:
     for model in powers:
       if n % (fsdp * model) == 0 and _divides(config, n, fsdp, model):
-        found.append(_change(config, planned, n // fsdp // model, fsdp, model))
+        mesh = {"data": n // fsdp // model, "fsdp": fsdp, "model": model}
+        changes = {f"mesh.{axis}": size for axis, size in mesh.items()}
+        changes["optimizer.grad_accumulation"] = 1
+        found.append(_change(config, planned, changes))
   return found
 
 
@@ -130,10 +133,9 @@ def _divides(config, n, fsdp, model):
   )
 
 
-def _change(config, planned, data, fsdp, model):
+def _change(config, planned, changes):
   config = copy.deepcopy(config)
-  config.mesh.update(data=data, fsdp=fsdp, model=model)
-  config.optimizer.grad_accumulation = 1
+  config.update_from_flattened_dict(changes)
   return Candidate(config, planned)
 
 
@@ -146,19 +148,13 @@ def _saving_memory(candidate, phases):
   ]
   if not missing:
     return []
-  found = []
-  passes = [
-    fitting.fitting_accumulation(candidate.config, report) for report in missing
-  ]
+  config, changes = candidate.config, []
+  passes = [fitting.fitting_accumulation(config, report) for report in missing]
   if None not in passes:
-    config = copy.deepcopy(candidate.config)
-    config.optimizer.grad_accumulation = max(passes)
-    found.append(Candidate(config, candidate.slice))
-  if not candidate.config.model.remat:
-    config = copy.deepcopy(candidate.config)
-    config.model.remat = True
-    found.append(Candidate(config, candidate.slice))
-  return found
+    changes.append({"optimizer.grad_accumulation": max(passes)})
+  if not config.model.remat:
+    changes.append({"model.remat": True})
+  return [_change(config, candidate.slice, change) for change in changes]
 
 
 def active_phases(config):

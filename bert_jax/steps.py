@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bert_jax import losses, partitioning
+from bert_jax import compilation, losses, partitioning
 
 # Held-out inputs are drawn from this seed, whatever the run's.
 EVAL_SEED = 0
@@ -86,7 +86,7 @@ def make_train_step(config, objective, optimizer, schedule, mesh, state):
     in_shardings=(state_shardings, partitioning.batch_sharding(mesh)),
     out_shardings=(state_shardings, None),
     donate_argnums=0,
-    compiler_options=partitioning.compiler_options(mesh),
+    compiler_options=compilation.compiler_options(mesh),
   )
 
 

@@ -81,6 +81,18 @@ def apply(config, params, batch):
   )
 
 
+def encode(config, params, batch, seed=0):
+  """Returns the hidden states and the pooled output, with dropout."""
+  return BertModel(config).apply(
+    {"params": params["bert"]},
+    batch["input_ids"],
+    batch["token_type_ids"],
+    batch["attention_mask"],
+    deterministic=False,
+    rngs={"dropout": jax.random.key(seed)},
+  )
+
+
 @functools.partial(jax.jit, static_argnums=0)
 @functools.partial(jax.value_and_grad, argnums=1)
 def loss_and_grads(config, params, batch):
@@ -89,8 +101,7 @@ def loss_and_grads(config, params, batch):
 
 
 def create_torch_model(config, params):
-  fields = dataclasses.asdict(config)
-  del fields["dtype"], fields["remat"]
+  fields = {name: getattr(config, name) for name in hf.SHARED_FIELDS}
   model = transformers.BertForPreTraining(
     transformers.BertConfig(**fields, attn_implementation="eager")
   )
@@ -344,21 +355,14 @@ def test_each_dropout_rate_acts(rate):
   params, batch = random_params(SMALL), random_batch(SMALL)
 
   @functools.partial(jax.jit, static_argnums=0)
-  def encode(config, seed):
-    hidden_states, _ = BertModel(config).apply(
-      {"params": params["bert"]},
-      batch["input_ids"],
-      batch["token_type_ids"],
-      batch["attention_mask"],
-      deterministic=False,
-      rngs={"dropout": jax.random.key(seed)},
-    )
+  def last(config, seed):
+    hidden_states, _ = encode(config, params, batch, seed)
     return hidden_states[-1]
 
   noisy = dataclasses.replace(still, **{rate: 0.1})
-  np.testing.assert_array_equal(encode(still, 0), encode(still, 1))
-  np.testing.assert_array_equal(encode(noisy, 0), encode(noisy, 0))
-  assert (encode(noisy, 0) != encode(noisy, 1)).any()
+  np.testing.assert_array_equal(last(still, 0), last(still, 1))
+  np.testing.assert_array_equal(last(noisy, 0), last(noisy, 0))
+  assert (last(noisy, 0) != last(noisy, 1)).any()
 
 
 def test_layers_computed_again_give_the_same_numbers_and_keep_less():
@@ -366,14 +370,7 @@ def test_layers_computed_again_give_the_same_numbers_and_keep_less():
   params, batch = random_params(SMALL), random_batch(SMALL)
 
   def loss(params, config):
-    hidden_states, pooled = BertModel(config).apply(
-      {"params": params["bert"]},
-      batch["input_ids"],
-      batch["token_type_ids"],
-      batch["attention_mask"],
-      deterministic=False,
-      rngs={"dropout": jax.random.key(0)},
-    )
+    hidden_states, pooled = encode(config, params, batch)
     return (hidden_states[-1] ** 2).mean() + pooled.mean()
 
   again = dataclasses.replace(SMALL, remat=True)
@@ -404,15 +401,7 @@ def test_no_two_dropouts_share_their_bits():
     patch.setattr(modeling, "dropout", record)
     patch.setattr(encoder, "dropout", record)
     patch.setattr(attention, "dropout", record)
-    patch.setattr(attention, "dropout", record)
-    BertModel(SMALL).apply(
-      {"params": params["bert"]},
-      batch["input_ids"],
-      batch["token_type_ids"],
-      batch["attention_mask"],
-      deterministic=False,
-      rngs={"dropout": jax.random.key(0)},
-    )
+    encode(SMALL, params, batch)
   assert len(set(keys)) == len(keys) == 1 + 3 * SMALL.num_hidden_layers
 
 

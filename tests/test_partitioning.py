@@ -105,28 +105,3 @@ def test_heads_that_do_not_divide_are_refused():
     UserError, match=r"config.mesh.model is 16, .* 12 attention heads"
   ):
     partitioning.check_heads(_mesh(1, 1, 16), 12)
-
-
-class _Lowered:
-  """A program that the compiler has no room for, with all options."""
-
-  def __init__(self, message):
-    self.message = message
-
-  def compile(self, options=None):
-    if options is None:
-      raise jax.errors.JaxRuntimeError(self.message)
-    return options
-
-
-def test_a_step_without_room_is_compiled_with_less_at_a_time():
-  message = (
-    "RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem. Used 16.38M"
-  )
-  (option,) = partitioning.compile_step(_Lowered(message)).items()
-  assert option == (
-    "xla_tpu_enable_async_collective_fusion_fuse_all_reduce",
-    False,
-  )
-  with pytest.raises(jax.errors.JaxRuntimeError, match="space hbm"):
-    partitioning.compile_step(_Lowered("out of memory in memory space hbm"))

@@ -72,7 +72,6 @@ def missing(candidate, made):
     mesh=mesh,
     parameters=0,
     batch_size=256,
-    max_seq_length=128,
     grad_accumulation=candidate.config.optimizer.grad_accumulation,
     hbm_bytes=16e9,
     memory_bytes=memory,

@@ -8,7 +8,14 @@ import numpy as np
 import optax
 import pytest
 
-from bert_jax import attention, devices, partitioning, products, steps
+from bert_jax import (
+  attention,
+  compilation,
+  devices,
+  partitioning,
+  products,
+  steps,
+)
 from bert_jax.config import default_config
 from bert_jax.masking import create_masking_vocab
 from bert_jax.modeling import create_bert_config, create_params
@@ -160,7 +167,7 @@ def test_gradients_are_the_same_on_every_mesh(mesh_sizes):
 def _pretend_tpus(monkeypatch):
   """Makes the step take a TPU's way, its kernel interpreted."""
   monkeypatch.setattr(partitioning, "is_tpu", lambda mesh: True)
-  monkeypatch.setattr(partitioning, "TPU_OPTIONS", {})
+  monkeypatch.setattr(compilation, "TPU_OPTIONS", {})
 
   def platform():
     return "tpu" if jax.sharding.get_abstract_mesh().axis_names else None

@@ -23,22 +23,22 @@ _NEWLINE = b"\n"
 
 @dataclasses.dataclass(frozen=True)
 class ReadBlock:
-  """Documents that are read already.
+  """A document that is read already.
 
   Attributes:
-    texts: tuple of str.
+    text: str.
   """
 
-  texts: tuple
+  text: str
 
   @property
   def num_bytes(self):
     """int, about its size as text."""
-    return sum(map(len, self.texts))
+    return len(self.text)
 
   def documents(self):
-    """Returns the list of str."""
-    return list(self.texts)
+    """Returns the document in a list."""
+    return [self.text]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -104,7 +104,7 @@ def _ready(read):
   def blocks(num_bytes):
     del num_bytes  # a document each
     for document, done in read():
-      yield ReadBlock((document,)), done
+      yield ReadBlock(document), done
 
   return blocks
 

@@ -1,0 +1,31 @@
+"""Claims about how a step is compiled; `test_plan.py` compiles real ones."""
+
+import jax
+import pytest
+
+from bert_jax import compilation
+
+
+class _Lowered:
+  """A program that the compiler has no room for, with all options."""
+
+  def __init__(self, message):
+    self.message = message
+
+  def compile(self, options=None):
+    if options is None:
+      raise jax.errors.JaxRuntimeError(self.message)
+    return options
+
+
+def test_a_step_without_room_is_compiled_with_less_at_a_time():
+  message = (
+    "RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem. Used 16.38M"
+  )
+  (option,) = compilation.compile_step(_Lowered(message)).items()
+  assert option == (
+    "xla_tpu_enable_async_collective_fusion_fuse_all_reduce",
+    False,
+  )
+  with pytest.raises(jax.errors.JaxRuntimeError, match="space hbm"):
+    compilation.compile_step(_Lowered("out of memory in memory space hbm"))
