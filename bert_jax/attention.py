@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 
 from bert_jax.attention_kernel import fused_attention
 from bert_jax.devices import BATCH_AXES, MODEL_AXIS, mesh_of_tpus
-from bert_jax.dropout import dropout, row_words
+from bert_jax.dropout import dropout
 from bert_jax.products import einsum
 
 # The kernel's compiler multiplies no bfloat16 matrices for them.
@@ -21,7 +21,7 @@ _WITHOUT_KERNEL = ("TPU v2", "TPU v3")
 
 
 def dot_product_attention(
-  query, key, value, attention_mask, num_heads, dropout_rate, dropout_key
+  query, key, value, attention_mask, num_heads, dropout_rate, dropout_words
 ):
   """Lets every position read from the visible ones, head by head.
 
@@ -37,7 +37,7 @@ def dot_product_attention(
     attention_mask: bool [B, L]; False marks padding, which nobody reads.
     num_heads: N.
     dropout_rate: of the attention probabilities.
-    dropout_key: PRNG key, or None for no dropout.
+    dropout_words: int32 [2, B], see `dropout.draw_words`, or None for none.
 
   Returns:
     float [B, L, D], same dtype as `value`.
@@ -48,12 +48,12 @@ def dot_product_attention(
   else:
     attend = _make_fused_attention(mesh)
   return attend(
-    query, key, value, attention_mask, num_heads, dropout_rate, dropout_key
+    query, key, value, attention_mask, num_heads, dropout_rate, dropout_words
   )
 
 
 def plain_attention(
-  query, key, value, attention_mask, num_heads, dropout_rate, dropout_key
+  query, key, value, attention_mask, num_heads, dropout_rate, dropout_words
 ):
   """Same arguments and result as `dot_product_attention`."""
   query, key, value = (
@@ -65,7 +65,7 @@ def plain_attention(
   lowest = jnp.finfo(jnp.float32).min
   scores = jnp.where(attention_mask[:, None, None, :], scores, lowest)
   probs = nn.softmax(scores, axis=-1).astype(value.dtype)
-  probs = dropout(probs, dropout_rate, dropout_key)
+  probs = dropout(probs, dropout_rate, dropout_words)
   out = einsum("BNLM,BMNH->BLNH", probs, value)
   return out.reshape(*out.shape[:2], -1)
 
@@ -77,22 +77,23 @@ def _make_fused_attention(mesh):
   """
   heads = PartitionSpec(BATCH_AXES, None, MODEL_AXIS)
   rows = PartitionSpec(BATCH_AXES)
+  words = PartitionSpec(None, BATCH_AXES)
 
   def attend(
-    query, key, value, attention_mask, num_heads, dropout_rate, dropout_key
+    query, key, value, attention_mask, num_heads, dropout_rate, dropout_words
   ):
-    if dropout_key is None:
-      dropout_rate, words = 0.0, jnp.zeros((len(query), 2), jnp.uint32)
-    else:
-      words = row_words(dropout_key, len(query))
+    if dropout_words is None:
+      dropout_rate, dropout_words = 0.0, jnp.zeros((2, len(query)), jnp.int32)
     island = jax.shard_map(
       lambda *arrays: fused_attention(*arrays, dropout_rate),
       mesh=mesh,
-      in_specs=(heads, heads, heads, rows, rows, PartitionSpec(MODEL_AXIS)),
+      in_specs=(heads, heads, heads, rows, words, PartitionSpec(MODEL_AXIS)),
       out_specs=heads,
       check_vma=False,
     )
     head_numbers = jnp.arange(num_heads, dtype=jnp.int32)
-    return island(query, key, value, attention_mask, words, head_numbers)
+    return island(
+      query, key, value, attention_mask, dropout_words, head_numbers
+    )
 
   return attend

@@ -40,7 +40,7 @@ def fused_attention(
     key: float [B, L, D].
     value: float [B, L, D].
     attention_mask: bool [B, L]; False marks padding, which nobody reads.
-    words: uint32 [B, 2], see `dropout.row_words`; unused at rate 0.
+    words: int32 [2, B], see `dropout.draw_words`; unused at rate 0.
     head_numbers: int32 [N], the numbers of these heads in the whole model.
     rate: dropout of the probabilities; 0 for none.
     interpret: if True, the kernel runs as plain operations on any device.
@@ -92,7 +92,7 @@ def _call(
       arrays' blocks and to the outputs' blocks.
     rate: see `fused_attention`, as are the next four.
     interpret: bool.
-    words: uint32 [B, 2].
+    words: int32 [2, B].
     head_numbers: int32 [N].
     attention_mask: bool [B, L].
     *arrays: float [B, L, D].
@@ -126,7 +126,7 @@ def _call(
     ),
     interpret=interpret,
   )(
-    jax.lax.bitcast_convert_type(words, jnp.int32),
+    words,
     head_numbers,
     attention_mask[:, None, :].astype(jnp.float32),
     *arrays,
@@ -206,7 +206,7 @@ def _drop(words, head_numbers, i, rate, probs):
     + jax.lax.broadcasted_iota(jnp.int32, probs.shape, 0) * length
     + jax.lax.broadcasted_iota(jnp.int32, probs.shape, 1)
   )
-  keep = keep_at(place, words[row, 0], words[row, 1], rate)
+  keep = keep_at(place, words[0, row], words[1, row], rate)
   return jnp.where(keep, probs * (1 / (1 - rate)), 0.0)
 
 

@@ -11,6 +11,8 @@ from bert_jax.bert_config import BertConfig
 from bert_jax.dropout import dropout
 from bert_jax.products import add_bias, einsum
 
+DROPOUTS_A_LAYER = 3
+
 
 def create_layer_norm(config):
   """Returns the LayerNorm of every sublayer; statistics are float32."""
@@ -38,7 +40,7 @@ class Dense(nn.Module):
     kernel = self.param("kernel", self.config.kernel_init, shape)
     bias = self.param("bias", nn.initializers.zeros, shape[1:])
     x = einsum("...I,IO->...O", x.astype(dtype), kernel.astype(dtype))
-    return add_bias(x, bias.astype(dtype))
+    return add_bias(x, bias)
 
 
 class SelfAttention(nn.Module):
@@ -51,13 +53,13 @@ class SelfAttention(nn.Module):
   config: BertConfig
 
   @nn.compact
-  def __call__(self, x, attention_mask, *, deterministic):
+  def __call__(self, x, attention_mask, dropout_words):
     """Mixes information across positions.
 
     Args:
       x: float [B, L, D].
       attention_mask: bool [B, L]; False marks padding, which nobody reads.
-      deterministic: if True, no dropout and no "dropout" RNG is needed.
+      dropout_words: int32 [2, B], see `dropout.draw_words`, or None for none.
 
     Returns:
       float [B, L, D].
@@ -70,7 +72,7 @@ class SelfAttention(nn.Module):
       attention_mask,
       config.num_attention_heads,
       config.attention_probs_dropout_prob,
-      None if deterministic else self.make_rng("dropout"),
+      dropout_words,
     )
 
 
@@ -84,21 +86,20 @@ class SublayerOutput(nn.Module):
   config: BertConfig
 
   @nn.compact
-  def __call__(self, x, residual, *, deterministic):
+  def __call__(self, x, residual, dropout_words):
     """Projects to D and adds to what came in.
 
     Args:
       x: float [B, L, D] or [B, L, F].
       residual: float [B, L, D], the sublayer's input.
-      deterministic: if True, no dropout and no "dropout" RNG is needed.
+      dropout_words: see `SelfAttention`.
 
     Returns:
       float [B, L, D].
     """
     config = self.config
     x = Dense(config, config.hidden_size, name="dense")(x)
-    key = None if deterministic else self.make_rng("dropout")
-    x = dropout(x, config.hidden_dropout_prob, key)
+    x = dropout(x, config.hidden_dropout_prob, dropout_words)
     return create_layer_norm(config)(residual + x)
 
 
@@ -108,14 +109,11 @@ class Attention(nn.Module):
   config: BertConfig
 
   @nn.compact
-  def __call__(self, x, attention_mask, *, deterministic):
-    """Same arguments as `SelfAttention`; returns float [B, L, D]."""
-    y = SelfAttention(self.config, name="self")(
-      x, attention_mask, deterministic=deterministic
-    )
-    return SublayerOutput(self.config, name="output")(
-      y, x, deterministic=deterministic
-    )
+  def __call__(self, x, attention_mask, dropout_words):
+    """Same as `SelfAttention`, but with the words of two dropouts."""
+    probs_words, output_words = dropout_words
+    y = SelfAttention(self.config, name="self")(x, attention_mask, probs_words)
+    return SublayerOutput(self.config, name="output")(y, x, output_words)
 
 
 class Intermediate(nn.Module):
@@ -137,15 +135,14 @@ class BertLayer(nn.Module):
   config: BertConfig
 
   @nn.compact
-  def __call__(self, x, attention_mask, *, deterministic):
-    """Same arguments as `SelfAttention`; returns float [B, L, D]."""
+  def __call__(self, x, attention_mask, dropout_words):
+    """Same as `SelfAttention`, but with the words of `DROPOUTS_A_LAYER`."""
+    *attention_words, output_words = dropout_words
     x = Attention(self.config, name="attention")(
-      x, attention_mask, deterministic=deterministic
+      x, attention_mask, attention_words
     )
     y = Intermediate(self.config, name="intermediate")(x)
-    return SublayerOutput(self.config, name="output")(
-      y, x, deterministic=deterministic
-    )
+    return SublayerOutput(self.config, name="output")(y, x, output_words)
 
 
 class BertEncoder(nn.Module):
@@ -158,20 +155,18 @@ class BertEncoder(nn.Module):
   config: BertConfig
 
   @nn.compact
-  def __call__(self, x, attention_mask, *, deterministic):
-    """Same arguments as `SelfAttention`.
+  def __call__(self, x, attention_mask, dropout_words):
+    """Same arguments as `SelfAttention`, but with the words of all layers.
 
     Returns:
       tuple of num_hidden_layers + 1 float [B, L, D]: the input, then the
       output of each block.
     """
-
-    def apply(layer, x):
-      return layer(x, attention_mask, deterministic=deterministic)
-
-    apply = nn.remat(apply) if self.config.remat else apply
+    Layer = nn.remat(BertLayer) if self.config.remat else BertLayer
     hidden_states = [x]
     for i in range(self.config.num_hidden_layers):
-      x = apply(BertLayer(self.config, name=f"layer_{i}"), x)
+      first = DROPOUTS_A_LAYER * i
+      words = dropout_words[first : first + DROPOUTS_A_LAYER]
+      x = Layer(self.config, name=f"layer_{i}")(x, attention_mask, words)
       hidden_states.append(x)
     return tuple(hidden_states)

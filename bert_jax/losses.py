@@ -23,9 +23,8 @@ def masked_lm_loss(logits, ids, weights):
   Returns:
     (sum, weight), both float32 scalars.
   """
-  losses = optax.softmax_cross_entropy_with_integer_labels(
-    logits.astype(jnp.float32), ids
-  )
+  logits, ids, weights = _flatten(logits, ids, weights)
+  losses = jax.nn.logsumexp(logits, axis=-1) - _own_logit(logits, ids)
   return (losses * weights).sum(), weights.sum()
 
 
@@ -43,8 +42,25 @@ def masked_lm_accuracy(logits, ids, weights):
   Returns:
     (sum, weight), both float32 scalars.
   """
-  own = jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0]
-  return ((own >= logits.max(-1)) * weights).sum(), weights.sum()
+  logits, ids, weights = _flatten(logits, ids, weights)
+  right = _own_logit(logits, ids) >= logits.max(-1)
+  return (right * weights).sum(), weights.sum()
+
+
+def _flatten(logits, ids, weights):
+  """Makes one dimension of B and K, as in the head's product."""
+  logits = logits.reshape(-1, logits.shape[-1]).astype(jnp.float32)
+  return logits, ids.reshape(-1), weights.reshape(-1)
+
+
+def _own_logit(logits, ids):
+  """Picks each token's logit out of the vocabulary's.
+
+  By a sum, which a compiler joins with the softmax's; to gather, it would first
+  write all logits to memory.
+  """
+  is_own = ids[:, None] == jnp.arange(logits.shape[-1])[None]
+  return jnp.where(is_own, logits, 0).sum(-1)
 
 
 def next_sentence_loss(logits, labels):

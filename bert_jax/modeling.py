@@ -20,9 +20,14 @@ from flax import linen as nn
 from bert_jax.activations import ACTIVATIONS
 from bert_jax.bert_config import BertConfig
 from bert_jax.devices import copy_to_devices
-from bert_jax.dropout import dropout
-from bert_jax.encoder import BertEncoder, Dense, create_layer_norm
-from bert_jax.products import einsum
+from bert_jax.dropout import draw_words, dropout
+from bert_jax.encoder import (
+  DROPOUTS_A_LAYER,
+  BertEncoder,
+  Dense,
+  create_layer_norm,
+)
+from bert_jax.products import add_bias, einsum
 
 # Logit of the padding entries of the vocabulary: finite, so that no loss is
 # ever inf - inf, and far below every real logit.
@@ -148,13 +153,13 @@ class BertEmbeddings(nn.Module):
     )
     self.LayerNorm = create_layer_norm(config)
 
-  def __call__(self, input_ids, token_type_ids, *, deterministic):
+  def __call__(self, input_ids, token_type_ids, dropout_words):
     """Embeds tokens.
 
     Args:
       input_ids: int32 [B, L].
       token_type_ids: int32 [B, L].
-      deterministic: if True, no dropout and no "dropout" RNG is needed.
+      dropout_words: int32 [2, B], see `dropout.draw_words`, or None for none.
 
     Returns:
       float [B, L, D].
@@ -167,8 +172,8 @@ class BertEmbeddings(nn.Module):
       + self.position_embeddings[None, : input_ids.shape[1]]
       + jnp.einsum("BLT,TD->BLD", types, self.token_type_embeddings)
     )
-    key = None if deterministic else self.make_rng("dropout")
-    return dropout(self.LayerNorm(x), self.config.hidden_dropout_prob, key)
+    rate = self.config.hidden_dropout_prob
+    return dropout(self.LayerNorm(x), rate, dropout_words)
 
 
 class BertPooler(nn.Module):
@@ -217,8 +222,13 @@ class BertModel(nn.Module):
         block's output; the last one is the encoding.
       pooled: float [B, D], or None without the pooler.
     """
-    x = self.embeddings(input_ids, token_type_ids, deterministic=deterministic)
-    hidden_states = self.encoder(x, attention_mask, deterministic=deterministic)
+    first_words, *words = draw_words(
+      None if deterministic else self.make_rng("dropout"),
+      1 + DROPOUTS_A_LAYER * self.config.num_hidden_layers,
+      len(input_ids),
+    )
+    x = self.embeddings(input_ids, token_type_ids, first_words)
+    hidden_states = self.encoder(x, attention_mask, words)
     if not self.add_pooling_layer:
       return hidden_states, None
     return hidden_states, self.pooler(hidden_states[-1])
@@ -259,13 +269,14 @@ class MaskedLMHead(nn.Module):
       "bias", nn.initializers.zeros, (config.padded_vocab_size,)
     )
     logits = einsum(
-      "GBKD,GVD->GBKV",
-      _by_part(x, word_embeddings),
+      "GRD,GVD->GRV",
+      x.reshape(len(word_embeddings), -1, x.shape[-1]),
       word_embeddings.astype(x.dtype),
       preferred_element_type=jnp.float32,
-    ).reshape(*x.shape[:2], -1)
+    )
     real = jnp.arange(config.padded_vocab_size) < config.vocab_size
-    return jnp.where(real[None, None], logits + bias[None, None], NEVER)
+    logits = add_bias(logits, jnp.where(real, bias, NEVER), x.dtype)
+    return logits.reshape(*x.shape[:2], -1)
 
 
 class PreTrainingHeads(nn.Module):

@@ -54,6 +54,27 @@ def decay_mask(params):
   return jax.tree.map_with_path(is_decayed, params)
 
 
+def clip_by_norm(max_norm):
+  """Builds the clipping of gradients whose norm the step has computed.
+
+  As `optax.clip_by_global_norm`, which would compute it once more.
+
+  Args:
+    max_norm: what a larger norm is scaled down to.
+
+  Returns:
+    optax GradientTransformation; `update` needs `grad_norm`.
+  """
+
+  def update(updates, state, params=None, *, grad_norm):
+    scale = max_norm / jnp.maximum(grad_norm, max_norm)
+    return jax.tree.map(lambda grad: grad * scale, updates), state
+
+  return optax.GradientTransformationExtraArgs(
+    lambda _: optax.EmptyState(), update
+  )
+
+
 def scale_by_adam(config):
   """Builds Adam's rule for the direction and size of an update.
 
@@ -94,7 +115,7 @@ def create_optimizer(config, num_steps):
     optax GradientTransformation; `update` needs the parameters.
   """
   rules = [
-    optax.clip_by_global_norm(config.max_grad_norm),
+    clip_by_norm(config.max_grad_norm),
     scale_by_adam(config),
     optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
   ]

@@ -18,6 +18,7 @@ import math
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.experimental import mesh_utils
@@ -274,6 +275,34 @@ def make_gather_and_scatter(mesh, params, dtype):
     return jax.tree.map(lambda grad: grad.astype("float32"), grads)
 
   return gather, scatter
+
+
+def make_global_norm(mesh, params):
+  """Builds the norm of all gradients together.
+
+  Those that are alike are added up square by square before they are summed: a
+  TPU pays for every small sum.
+
+  Args:
+    mesh: `jax.sharding.Mesh`.
+    params: nested dict of arrays or shapes.
+
+  Returns:
+    Function of float32 gradients, sharded as the parameters are kept, to a
+    float32 scalar.
+  """
+  kept = param_shardings(mesh, params)
+
+  def global_norm(grads):
+    totals = {}
+    for grad, sharding in zip(
+      *map(jax.tree.leaves, (grads, kept)), strict=True
+    ):
+      alike = grad.shape, sharding.spec
+      totals[alike] = totals.get(alike, 0) + jnp.square(grad)
+    return jnp.sqrt(sum(total.sum() for total in totals.values()))
+
+  return global_norm
 
 
 def is_split(leaf):

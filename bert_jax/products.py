@@ -13,18 +13,23 @@ from bert_jax.devices import platform
 def einsum(spec, x, y, preferred_element_type=None):
   """Same as `jnp.einsum` of two arrays; every label that is summed is in both.
 
+  The gradient of what comes out is rounded to the dtype of what came in: it
+  meets it in a product again, and a processor's units multiply no two dtypes.
+
   XLA's CPU backend reaches a processor's bfloat16 units only with row-major
   matrices and a float32 result, and neither is what an einsum or its gradient
   gives it: BERT-base, 8 x 128, went from 2.7 to 6.0 sequences/s on two cores
   (21 November 2026). In float32 the copies cost more than they gain.
   """
-  if platform() != "cpu" or x.dtype != jnp.bfloat16:
-    return jnp.einsum(spec, x, y, preferred_element_type=preferred_element_type)
+  dtype = preferred_element_type or x.dtype
+  on_cpu = platform() == "cpu" and x.dtype == jnp.bfloat16
+  if dtype == x.dtype and not on_cpu:
+    return jnp.einsum(spec, x, y)
   spec = spec.replace("...", "abcdefgh"[: x.ndim - spec.index(",") + 3])
-  return _cpu_einsum(spec, x, y).astype(preferred_element_type or x.dtype)
+  return _float32_einsum(spec, x, y).astype(dtype)
 
 
-def add_bias(x, bias):
+def add_bias(x, bias, dtype=None):
   """Adds a bias to every row.
 
   Its gradient is a sum over all rows, which a TPU's matrix units take over as a
@@ -35,57 +40,65 @@ def add_bias(x, bias):
 
   Args:
     x: float [..., O].
-    bias: float [O].
+    bias: float32 [O].
+    dtype: what the gradient is rounded to for that product; by default that of
+      `x`.
 
   Returns:
     Like `x`.
   """
-  add = _add_bias_on_tpu if platform() == "tpu" else _add_bias
-  return add(x, bias)
+  if platform() == "tpu":
+    return _add_bias_on_tpu(dtype or x.dtype, x, bias)
+  return _add_bias(x, bias)
 
 
 def _add_bias(x, bias):
-  return x + bias.reshape((1,) * (x.ndim - 1) + (-1,))
+  return (x + bias.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
 
 
-_add_bias_on_tpu = jax.custom_vjp(_add_bias)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _add_bias_on_tpu(dtype, x, bias):
+  return _add_bias(x, bias)
 
 
-def _add_bias_forward(x, bias):
+def _add_bias_forward(dtype, x, bias):
   return _add_bias(x, bias), None
 
 
-def _add_bias_backward(_, grad):
-  rows = grad.reshape(-1, grad.shape[-1])
+def _add_bias_backward(dtype, _, grad):
+  rows = grad.reshape(-1, grad.shape[-1]).astype(dtype)
   # As a vector the ones would make it a sum again.
-  ones = jnp.ones((8, len(rows)), grad.dtype)
-  return grad, jnp.matmul(ones, rows, precision="highest")[0]
+  ones = jnp.ones((8, len(rows)), dtype)
+  total = jnp.matmul(ones, rows, precision="highest")[0]
+  return grad, total.astype(jnp.float32)
 
 
 _add_bias_on_tpu.defvjp(_add_bias_forward, _add_bias_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _cpu_einsum(spec, x, y):
-  return _row_major_einsum(spec, x, y)
+def _float32_einsum(spec, x, y):
+  if platform() == "cpu":
+    return _row_major_einsum(spec, x, y)
+  return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)
 
 
-def _cpu_einsum_forward(spec, x, y):
-  return _row_major_einsum(spec, x, y), (x, y)
+def _float32_einsum_forward(spec, x, y):
+  return _float32_einsum(spec, x, y), (x, y)
 
 
-def _cpu_einsum_backward(spec, residuals, grad):
+def _float32_einsum_backward(spec, residuals, grad):
   x, y = residuals
   inputs, out = spec.split("->")
   left, right = inputs.split(",")
   grad = grad.astype(x.dtype)
   return (
-    _row_major_einsum(f"{out},{right}->{left}", grad, y).astype(x.dtype),
-    _row_major_einsum(f"{out},{left}->{right}", grad, x).astype(y.dtype),
+    _float32_einsum(f"{out},{right}->{left}", grad, y).astype(x.dtype),
+    _float32_einsum(f"{out},{left}->{right}", grad, x).astype(y.dtype),
   )
 
 
-_cpu_einsum.defvjp(_cpu_einsum_forward, _cpu_einsum_backward)
+_float32_einsum.defvjp(_float32_einsum_forward, _float32_einsum_backward)
 
 
 def _row_major_einsum(spec, x, y):

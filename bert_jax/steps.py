@@ -59,6 +59,8 @@ def make_train_step(config, objective, optimizer, schedule, mesh, state):
     mesh, state.params, objective.dtype
   )
 
+  global_norm = partitioning.make_global_norm(mesh, state.params)
+
   def train_step(state, batch):
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
     inputs_key, dropout_key = jax.random.split(key)
@@ -75,7 +77,7 @@ def make_train_step(config, objective, optimizer, schedule, mesh, state):
     grads = share_gradients(grads)
     metrics = mean_metrics(sums, objective.loss_weights(inputs))
     metrics["learning_rate"] = schedule(state.step)
-    metrics["grad_norm"] = optax.tree.norm(grads)
+    metrics["grad_norm"] = global_norm(grads)
     state = _apply_if_finite(optimizer, state, grads, metrics)
     metrics["skipped_steps"] = state.skipped_steps.astype(jnp.float32)
     return state, metrics
@@ -179,7 +181,9 @@ def _accumulate_gradients(
 def _apply_if_finite(optimizer, state, grads, metrics):
   """Updates the state, or only counts if a loss or gradient is not finite."""
   finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
-  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  updates, opt_state = optimizer.update(
+    grads, state.opt_state, state.params, grad_norm=metrics["grad_norm"]
+  )
   params = optax.apply_updates(state.params, updates)
   keep = functools.partial(jax.tree.map, functools.partial(jnp.where, finite))
   return state.replace(

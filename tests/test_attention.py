@@ -43,8 +43,8 @@ def _numpy_attention(query, key, value, mask, keep, rate):
 @pytest.mark.parametrize("rate", [0.0, 0.1])
 def test_the_kernel_computes_attention(rate):
   (query, key, value, _), mask = _inputs(32, 16, "float32")
-  words = dropout.row_words(jax.random.key(5), ROWS)
-  keep = dropout.hashed_keep(jax.random.key(5), rate, (ROWS, HEADS, 32, 32))
+  (words,) = dropout.draw_words(jax.random.key(5), 1, ROWS)
+  keep = dropout.draw_keep(words, rate, (ROWS, HEADS, 32, 32))
   out = _fused(query, key, value, mask, words, jnp.arange(HEADS), rate)
   expected = _numpy_attention(query, key, value, mask, keep, rate)
   np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
@@ -66,12 +66,11 @@ def test_forward_and_backward_equal_the_plain_form_with_the_same_mask(
 ):
   """Equal gradients: the backward pass drops what the forward pass dropped."""
   (query, key, value, grad), mask = _inputs(length, head_size, dtype)
-  dropout_key = jax.random.key(7)
-  words = dropout.row_words(dropout_key, ROWS)
+  (words,) = dropout.draw_words(jax.random.key(7), 1, ROWS)
 
   def plain(query, key, value):
     return attention.plain_attention(
-      query, key, value, mask, HEADS, rate, dropout_key
+      query, key, value, mask, HEADS, rate, words
     )
 
   def fused(query, key, value):
@@ -91,13 +90,13 @@ def test_forward_and_backward_equal_the_plain_form_with_the_same_mask(
 def test_a_device_with_some_rows_and_heads_computes_its_part():
   """Masks depend on the numbers of rows and heads in the whole, not here."""
   (query, key, value, _), mask = _inputs(32, 16, "float32")
-  words = dropout.row_words(jax.random.key(5), ROWS)
+  (words,) = dropout.draw_words(jax.random.key(5), 1, ROWS)
   run = functools.partial(_fused, rate=0.1)
   whole = run(query, key, value, mask, words, jnp.arange(HEADS))
   part = run(
     *[x[1:, :, 32:] for x in (query, key, value)],
     mask[1:],
-    words[1:],
+    words[:, 1:],
     jnp.arange(2, HEADS),
   )
   np.testing.assert_allclose(part, whole[1:, :, 32:], rtol=1e-6, atol=1e-6)
@@ -107,7 +106,7 @@ def test_the_kernel_drops_its_share():
   """With uniform probabilities and values of 1 a row sums what is kept."""
   length = 128
   query = jnp.zeros((16, length, HEADS * 16))
-  words = dropout.row_words(jax.random.key(0), 16)
+  (words,) = dropout.draw_words(jax.random.key(0), 1, 16)
   out = _fused(
     query,
     query,

@@ -337,7 +337,8 @@ def test_attention_softmax_is_float32():
 
 def test_dropout_zeroes_its_rate_and_keeps_the_mean():
   x = jnp.full((400, 500), 2.0)
-  y = modeling.dropout(x, 0.1, jax.random.key(0))
+  (words,) = modeling.draw_words(jax.random.key(0), 1, len(x))
+  y = modeling.dropout(x, 0.1, words)
   # Four standard errors of 200,000 draws.
   assert float((y == 0).mean()) == pytest.approx(0.1, abs=0.0027)
   np.testing.assert_allclose(y[y != 0], 2 / 0.9, rtol=1e-6)
@@ -391,10 +392,10 @@ def test_layers_computed_again_give_the_same_numbers_and_keep_less():
 def test_no_two_dropouts_share_their_bits():
   """Three a block and one on the embeddings, all different."""
   params, batch = random_params(SMALL), random_batch(SMALL)
-  keys = []
+  drawn = []
 
-  def record(x, rate, key):
-    keys.append(tuple(jax.random.key_data(key).tolist()))
+  def record(x, rate, words):
+    drawn.append(tuple(words.ravel().tolist()))
     return x
 
   with pytest.MonkeyPatch.context() as patch:
@@ -402,7 +403,7 @@ def test_no_two_dropouts_share_their_bits():
     patch.setattr(encoder, "dropout", record)
     patch.setattr(attention, "dropout", record)
     encode(SMALL, params, batch)
-  assert len(set(keys)) == len(keys) == 1 + 3 * SMALL.num_hidden_layers
+  assert len(set(drawn)) == len(drawn) == 1 + 3 * SMALL.num_hidden_layers
 
 
 def test_body_alone_returns_every_layer_and_can_go_without_pooler():

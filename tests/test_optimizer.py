@@ -42,7 +42,8 @@ def run(config, params, gradients):
   state, history = rule.init(params), []
   update = jax.jit(rule.update)
   for grads in gradients:
-    updates, state = update(grads, state, params)
+    norm = optax.tree.norm(grads)
+    updates, state = update(grads, state, params, grad_norm=norm)
     params = optax.apply_updates(params, updates)
     history.append(flax.traverse_util.flatten_dict(params, sep="/"))
   return history
@@ -118,7 +119,7 @@ def test_clip_is_by_the_norm_of_all_gradients_not_by_its_square():
     "b": {"bias": jnp.array([4.0])},
   }
   rule = optimizer.create_optimizer(config, NUM_STEPS)
-  _, state = rule.update(grads, rule.init(params), params)
+  _, state = rule.update(grads, rule.init(params), params, grad_norm=5.0)
   adam = state[1]
   np.testing.assert_allclose(adam.mu["a"]["kernel"], [0.06, 0], rtol=1e-5)
   np.testing.assert_allclose(adam.mu["b"]["bias"], [0.08], rtol=1e-5)

@@ -96,16 +96,16 @@ def test_a_bias_is_added_to_every_row_and_so_is_its_gradient(
   monkeypatch.setattr(products, "platform", lambda: "tpu")
   rng = np.random.default_rng(0)
   # Few bits, so that bfloat16 holds every sum exactly.
-  x, bias, grad = (
-    jnp.asarray(rng.integers(-2, 3, s), dtype) for s in (shape, (8,), shape)
-  )
+  x, grad = (jnp.asarray(rng.integers(-2, 3, shape), dtype) for _ in range(2))
+  bias = jnp.asarray(rng.integers(-2, 3, 8), jnp.float32)
   out, pull = jax.vjp(products.add_bias, x, bias)
   x_grad, bias_grad = pull(grad)
   rows = (1,) * (x.ndim - 1)
   np.testing.assert_array_equal(out, x + bias.reshape(*rows, 8))
   np.testing.assert_array_equal(x_grad, grad)
+  assert out.dtype == x.dtype
   assert bias_grad.dtype == bias.dtype
   axes = tuple(range(x.ndim - 1))
   np.testing.assert_array_equal(
-    bias_grad.astype(jnp.float32), np.asarray(grad, np.float32).sum(axes)
+    bias_grad, np.asarray(grad, np.float32).sum(axes)
   )

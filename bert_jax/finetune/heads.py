@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from bert_jax.bert_config import BertConfig
-from bert_jax.dropout import dropout
+from bert_jax.dropout import draw_words, dropout
 from bert_jax.modeling import BertModel
 
 
@@ -28,7 +28,8 @@ class BertForSequenceClassification(nn.Module):
       input_ids, token_type_ids, attention_mask, deterministic=deterministic
     )
     key = None if deterministic else self.make_rng("dropout")
-    x = dropout(x, self.config.hidden_dropout_prob, key)
+    (words,) = draw_words(key, 1, len(x))
+    x = dropout(x, self.config.hidden_dropout_prob, words)
     return _create_output(self.config, self.num_labels, "classifier")(x)
 
 
@@ -53,7 +54,8 @@ class BertForTokenClassification(nn.Module):
       input_ids, token_type_ids, attention_mask, deterministic=deterministic
     )
     key = None if deterministic else self.make_rng("dropout")
-    x = dropout(hidden_states[-1], self.config.hidden_dropout_prob, key)
+    (words,) = draw_words(key, 1, len(input_ids))
+    x = dropout(hidden_states[-1], self.config.hidden_dropout_prob, words)
     return _create_output(self.config, self.num_labels, "classifier")(x)
 
 
