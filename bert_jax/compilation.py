@@ -24,6 +24,10 @@ TPU_OPTIONS = {
   # Weights are gathered, not summed with zeros, as the compiler does on 64
   # chips: two layers of BERT-large there 5.60 to 4.80 ms.
   "xla_tpu_prefer_async_allgather_to_allreduce": True,
+  # And beside other work on every generation, as by default on v5e: BERT-base,
+  # 256 x 128, from 6.77 to 6.11 ms on 16 chips of v6e.
+  "xla_enable_async_all_gather": True,
+  "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
 }
 
 

@@ -12,9 +12,7 @@ import numpy as np
 def draw_words(key, num_masks, num_rows):
   """Draws what tells the rows of several masks apart.
 
-  All at once, since a TPU pays for every small operation: two layers of
-  BERT-base took WAS ms and not NOW while each mask had a key (256 x 128 on 16
-  chips of v5e, the compiler's estimate).
+  All at once, since a TPU pays for every small operation.
 
   Args:
     key: PRNG key, or None for no dropout.

@@ -11,6 +11,7 @@ architecture. Shapes, in docstrings and einsums:
   D hidden     N attention heads   H head size (D = N * H)
   F feed-forward                   V vocabulary, padded (`padded_vocab_size`)
   T token types                    G copies of the word embeddings
+  R predictions a copy (B * K / G)
 """
 
 import jax
@@ -268,6 +269,7 @@ class MaskedLMHead(nn.Module):
     bias = self.param(
       "bias", nn.initializers.zeros, (config.padded_vocab_size,)
     )
+    # All predictions in one dimension: 20 of a sequence would be padded to 24.
     logits = einsum(
       "GRD,GVD->GRV",
       x.reshape(len(word_embeddings), -1, x.shape[-1]),

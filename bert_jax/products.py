@@ -13,8 +13,8 @@ from bert_jax.devices import platform
 def einsum(spec, x, y, preferred_element_type=None):
   """Same as `jnp.einsum` of two arrays; every label that is summed is in both.
 
-  The gradient of what comes out is rounded to the dtype of what came in: it
-  meets it in a product again, and a processor's units multiply no two dtypes.
+  Its gradients are products of one dtype: what comes back is rounded to that of
+  `x`, where `jnp.einsum` would widen the other side.
 
   XLA's CPU backend reaches a processor's bfloat16 units only with row-major
   matrices and a float32 result, and neither is what an einsum or its gradient
@@ -41,7 +41,7 @@ def add_bias(x, bias, dtype=None):
   Args:
     x: float [..., O].
     bias: float32 [O].
-    dtype: what the gradient is rounded to for that product; by default that of
+    dtype: what gradients are rounded to for that product; by default that of
       `x`.
 
   Returns:
