@@ -3,8 +3,8 @@
 By arithmetic on shapes: a device holds its share of the state; whole weights
 and gradients in the layers' dtype, split over fsdp and model; and the rest of
 what the compiler asked for, which goes with the rows that it sees at a time.
-`plan --search` compiles such settings and so finds out. It tries `model.remat`
-too, which is not suggested here: what that saves is the compiler's to say.
+With `model.remat` that rest is each layer's input, the logits, and what one
+layer makes. `plan --search` compiles such settings and so finds out.
 """
 
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ def suggest_fitting(config, planned, name, report):
   found = [
     _first_fitting(_smaller_batches(config, name, report), report),
     _first_fitting(_accumulations(config, report), report),
+    _first_fitting(_computed_again(config, name, report), report),
     _first_fitting(_wider_fsdp(config, report), report),
     _first_fitting(_bigger_slices(config, planned, report), report),
   ]
@@ -85,6 +86,20 @@ def _accumulations(config, report):
       # The sum of the gradients beside those of one pass.
       needed = state + 1.5 * whole + rows / factor
       yield f"optimizer.grad_accumulation={passes}", needed
+
+
+def _computed_again(config, name, report):
+  if config.model.remat:
+    return
+  state, whole, rows = _parts(config, report)
+  num_rows = _rows_at_a_time(report)
+  num_layers, width = config.model.num_hidden_layers, config.model.hidden_size
+  size = num_rows * config[name].max_seq_length * width
+  inputs = num_layers * size * jnp.dtype(config.model.dtype).itemsize
+  size = num_rows * config[name].max_predictions * config.corpus.vocab_size
+  logits = size * jnp.dtype("float32").itemsize
+  inner = max(0, rows - inputs - logits) / num_layers
+  yield "model.remat=True", state + whole + inputs + logits + inner
 
 
 def _wider_fsdp(config, report):

@@ -1,11 +1,11 @@
-"""Finds in a compiled program what the forward pass keeps for the backward.
+"""Finds in a compiled program what a step makes on its way, and what it keeps.
 
-The compiler tells one number for everything that a step makes on its way. Its
-schedule tells more: what an operation of the forward pass wrote and one of the
-backward pass reads is an activation. They are added up where most of them lie
-in memory together; the rest of the compiler's number are temporaries, of one
-operation or another. Sizes are those of the types, without the padding of
-tiles, so activations may be somewhat more than they are called here.
+The compiler tells one number for everything that a step makes. Its schedule
+tells more: what an operation of the forward pass wrote and one of the backward
+pass reads is an activation. They are added up where most of them lie in memory
+together; the rest of the compiler's number are temporaries, of one operation or
+another. Sizes are those of the types, without the padding of tiles, so
+activations may be somewhat more than they are called here.
 """
 
 import collections
@@ -16,6 +16,26 @@ from bert_jax import hlo
 _ALIASES = ("bitcast", "get-tuple-element", "tuple", "opt-barrier")
 # The same value, or a piece of it, in another place.
 _COPIES = ("copy", "copy-start", "slice-start")
+
+
+def count_made_bytes(compiled, platform):
+  """Counts the bytes that a step makes on its way, where they are the most.
+
+  A TPU's compiler says so at `peak_memory_in_bytes`; for a step that it lets
+  pass at 15.75 GiB, `temp_size_in_bytes` is 16.57. Others leave what is
+  temporary out of their peak.
+
+  Args:
+    compiled: `jax.stages.Compiled`.
+    platform: of its devices, such as "tpu".
+
+  Returns:
+    int, bytes a device beside the arguments.
+  """
+  analysis = compiled.memory_analysis()
+  if platform == "tpu":
+    return analysis.peak_memory_in_bytes - analysis.argument_size_in_bytes
+  return analysis.temp_size_in_bytes
 
 
 def count_activations(text):

@@ -16,7 +16,7 @@ import jax
 import ml_collections
 import tqdm
 
-from bert_jax import compilation, flops, partitioning
+from bert_jax import compilation, flops, hlo_memory, partitioning
 from bert_jax.clock import StepClock
 from bert_jax.errors import UserError
 from bert_jax.hosts import Hosts
@@ -137,12 +137,12 @@ def _figures(stage, program, state):
   params_bytes, opt_bytes = map(
     partitioning.device_bytes, (state.params, state.opt_state)
   )
+  made = hlo_memory.count_made_bytes(program, jax.default_backend())
   line = (
     f"{stage.name}: {stage.batch_size:,} x {stage.max_seq_length}, "
     f"{stage.flops_per_step / 1e12:.4g} model TFLOPs a step; GB a device: "
     f"parameters {params_bytes / 1e9:.3f}, optimizer {opt_bytes / 1e9:.3f}, "
-    f"activations and temporaries "
-    f"{program.memory_analysis().temp_size_in_bytes / 1e9:.3f}"
+    f"activations and temporaries {made / 1e9:.3f}"
   )
   peak = _peak_flops()
   if peak:

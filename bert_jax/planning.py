@@ -147,13 +147,12 @@ def _known_before(run, planned, name):
 
 def _read_memory(text, compiled):
   """Returns what else lies in a device's memory, by kind."""
-  analysis = compiled.memory_analysis()
-  temporaries = analysis.temp_size_in_bytes
-  activations = min(hlo_memory.count_activations(text), temporaries)
+  made = hlo_memory.count_made_bytes(compiled, "tpu")
+  activations = min(hlo_memory.count_activations(text), made)
   return {
     "activations": activations,
-    "temporaries": temporaries - activations,
-    "program": analysis.generated_code_size_in_bytes,
+    "temporaries": made - activations,
+    "program": compiled.memory_analysis().generated_code_size_in_bytes,
   }
 
 

@@ -22,7 +22,7 @@ import optax
 from absl import app, flags
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from bert_jax import hlo_cost, topology
+from bert_jax import hlo_cost, hlo_memory, topology
 
 _FIELDS = (
   ("step ms", "step_seconds", 1e3),
@@ -153,7 +153,7 @@ def main(argv):
     folder = pathlib.Path(options.hlo, "peer")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "step.txt").write_text(text)
-    made = compiled.memory_analysis().temp_size_in_bytes
+    made = hlo_memory.count_made_bytes(compiled, "tpu")
     print(json.dumps(read_program(text, made, planned)))
     return
   peer, ours = _plan_peer(options), _plan_ours(options)

@@ -40,6 +40,24 @@ def test_the_smallest_change_of_each_kind_is_named():
   assert not any("fsdp" in change for change in found)
 
 
+def test_layers_computed_again_keep_their_inputs_alone():
+  """512 rows a device of 128 slots, 20 predictions, twelve layers of 768.
+
+  Beside a GiB of state: 1.125 GiB of bfloat16 inputs, 1.144 of float32 logits,
+  and a twelfth of the rest.
+  """
+  logits = 512 * 20 * 30_000 * 4 / GIB
+  found = suggest(report(100, rows=512))
+  assert found["model.remat=True"] == pytest.approx(
+    1 + 1.125 + logits + (100 - 1.125 - logits) / 12
+  )
+  config = default_config()
+  config.model.remat = True
+  planned = topology.find_slice("v5e:2x2")
+  again = fitting.suggest_fitting(config, planned, "phase1", report(100))
+  assert "model.remat=True" not in dict(again)
+
+
 def test_rows_divide():
   """Two rows a device can't go through in eight passes."""
   assert not any("accum" in change for change in suggest(report(100, rows=2)))

@@ -1,6 +1,10 @@
 """Claims about what waits in memory for the backward pass."""
 
-from bert_jax import hlo_memory
+import jax
+import jax.numpy as jnp
+import pytest
+
+from bert_jax import hlo_memory, topology
 
 FORWARD = 'metadata={op_name="jit(train_step)/jvp(Bert)/dense"}'
 BACKWARD = 'metadata={op_name="jit(train_step)/transpose(jvp(Bert))/dense"}'
@@ -68,3 +72,13 @@ def test_values_that_never_wait_together_do_not_add_up():
     )
     == 4000
   )
+
+
+def test_what_is_made_on_the_way_is_counted_without_the_arguments():
+  """A TPU's compiler: two of 256 MiB in and out, and one product between."""
+  (device, *_) = topology.describe_devices(topology.find_slice("v5e:2x2"))
+  sharding = jax.sharding.SingleDeviceSharding(device)
+  x = jax.ShapeDtypeStruct((8192, 8192), jnp.float32, sharding=sharding)
+  compiled = jax.jit(lambda x: jnp.tanh(x @ x) @ x).lower(x).compile()
+  made = hlo_memory.count_made_bytes(compiled, "tpu")
+  assert made == pytest.approx((256 + 128) * 2**20, rel=0.01)
