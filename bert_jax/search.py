@@ -3,8 +3,9 @@
 Only settings that leave the training what it is: how devices are arranged
 (`mesh`), in how many passes a batch goes through (`optimizer.
 grad_accumulation`), whether layers are computed again (`model.remat`) and which
-slice is rented. More passes and remat are there to save memory, so they are
-tried where it does not fit without.
+slice is rented. More passes and remat save memory, so they are tried where it
+does not fit without; more passes also where one makes more than a chip holds
+close to its cores.
 """
 
 import copy
@@ -17,8 +18,11 @@ from bert_jax import run as run_lib
 from bert_jax.compiler_process import run_jobs
 from bert_jax.errors import UserError
 
-# Rounds of saving more memory for what does not fit.
+# Rounds of trying what follows from the round before.
 _NUM_ROUNDS = 3
+# On a device, in one pass: 4,096 x 128 on 16 chips of v5e takes 146 ms in one
+# pass of four times as many and 138 ms in four, by the compiler's estimate.
+_MANY_TOKENS = 2**13
 
 
 def plan_candidates(candidates, hlo_dir=None):
@@ -59,8 +63,8 @@ def search(config, slices, max_candidates, hlo_dir=None):
   Args:
     config: the run's settings, validated.
     slices: list of `topology.Slice`.
-    max_candidates: how many to compile at most in a first round; those that
-      do not fit are tried in more passes and with remat.
+    max_candidates: how many to compile at most in a first round; the next
+      rounds try them in more passes and with remat.
     hlo_dir: see `plan_candidates`.
 
   Returns:
@@ -92,7 +96,7 @@ def search(config, slices, max_candidates, hlo_dir=None):
     found += zip(trying, results, strict=True)
     pairs = zip(trying, results, strict=True)
     # By name, since two may come to the same.
-    trying = {str(c): c for pair in pairs for c in _saving_memory(*pair)}
+    trying = {str(c): c for pair in pairs for c in _to_try_next(*pair)}
     trying = list(trying.values())
   return found, max(0, len(candidates) - max_candidates)
 
@@ -139,22 +143,39 @@ def _change(config, planned, changes):
   return Candidate(config, planned)
 
 
-def _saving_memory(candidate, phases):
-  """Lists what may fit where this candidate did not."""
-  missing = [
-    report
-    for report in phases.values()
-    if not isinstance(report, UserError) and not report["fits"]
-  ]
+def _to_try_next(candidate, phases):
+  """Lists candidates that may fit where this one did not, or be faster."""
+  config = candidate.config
+  reports = [r for r in phases.values() if not isinstance(r, UserError)]
+  missing = [report for report in reports if not report["fits"]]
   if not missing:
-    return []
-  config, changes = candidate.config, []
+    plain = config.optimizer.grad_accumulation == 1 and not config.model.remat
+    passes = _passes_of_few_tokens(candidate)
+    if not plain or passes == 1 or len(reports) < len(phases):
+      return []
+    change = {"optimizer.grad_accumulation": passes}
+    return [_change(config, candidate.slice, change)]
+  changes = []
   passes = [fitting.fitting_accumulation(config, report) for report in missing]
   if None not in passes:
     changes.append({"optimizer.grad_accumulation": max(passes)})
   if not config.model.remat:
     changes.append({"model.remat": True})
   return [_change(config, candidate.slice, change) for change in changes]
+
+
+def _passes_of_few_tokens(candidate):
+  """Returns in how many passes no phase has many tokens at a time."""
+  mesh, passes = candidate.mesh, []
+  for name in active_phases(candidate.config):
+    phase = candidate.config[name]
+    rows = phase.batch_size // (mesh["data"] * mesh["fsdp"])
+    choices = [2**i for i in range(rows.bit_length()) if rows % 2**i == 0]
+    few = [
+      n for n in choices if rows // n * phase.max_seq_length >= _MANY_TOKENS
+    ]
+    passes.append(max(few, default=1))
+  return min(passes)
 
 
 def active_phases(config):

@@ -111,3 +111,25 @@ def test_memory_is_saved_only_where_a_candidate_does_not_fit(monkeypatch):
   assert "--config.model.remat=True" in found[-1][0].overrides
   assert len(found) == 5
   assert left_out == len(search.list_candidates(default_config(), V5E)) - 3
+
+
+def test_a_large_batch_is_tried_in_more_passes_that_fit_too(monkeypatch):
+  """4,096 x 128 on 16 devices: 32,768 tokens each, or 8,192 in four passes."""
+  tried = []
+
+  def plan_candidates(candidates, hlo_dir):
+    assert hlo_dir is None
+    tried.extend(c.config.optimizer.grad_accumulation for c in candidates)
+    return [{"phase1": phase()} for _ in candidates]
+
+  monkeypatch.setattr(search, "plan_candidates", plan_candidates)
+  config = default_config()
+  config.phase1.batch_size = 4096
+  config.phase2.num_steps = 0
+  search.search(config, [V5E], 1)
+  assert tried == [1, 4]
+  # Phase 2 has 8,192 tokens a device as it is.
+  tried.clear()
+  config.phase2.num_steps = 10
+  search.search(config, [V5E], 1)
+  assert tried == [1]
