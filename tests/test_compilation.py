@@ -22,10 +22,9 @@ def test_a_step_without_room_is_compiled_with_less_at_a_time():
   message = (
     "RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem. Used 16.38M"
   )
-  (option,) = compilation.compile_step(_Lowered(message)).items()
-  assert option == (
-    "xla_tpu_enable_async_collective_fusion_fuse_all_reduce",
-    False,
-  )
+  assert compilation.compile_step(_Lowered(message)) == {
+    "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": False,
+    "xla_tpu_enable_async_collective_fusion_fuse_all_gather": False,
+  }
   with pytest.raises(jax.errors.JaxRuntimeError, match="space hbm"):
     compilation.compile_step(_Lowered("out of memory in memory space hbm"))
