@@ -8,9 +8,9 @@ compiler (`pip install jax[tpu]`; a CPU is enough) and reads its estimates. Both
 phases of BERT-base took over six minutes of processor time.
 
 Several slices, `--topology=v5e:4x4,v6e-16` or all those of 16 chips,
-`--topology=16`, make a table. `--search` also tries meshes, and more passes and
-remat where a batch does not fit, and prints the flags of what is fastest and of
-what is cheapest.
+`--topology=16`, make a table. `--search` also tries meshes, more passes where a
+batch is large, remat where it does not fit, and prints the flags of what is
+fastest and of what is cheapest.
 
 How far to trust the time of a step: the compiler's cycles were held against
 data sheets. Times the datasheet's time, by generation (libtpu 0.0.42.1):
