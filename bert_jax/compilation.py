@@ -6,7 +6,7 @@ from bert_jax import partitioning
 
 _FUSE_ALL_REDUCE = "xla_tpu_enable_async_collective_fusion_fuse_all_reduce"
 _FUSE_ALL_GATHER = "xla_tpu_enable_async_collective_fusion_fuse_all_gather"
-# Devices whose vector memory has no room for that.
+# Devices whose vector memory has no room for the former.
 _WITHOUT_FUSED_ALL_REDUCE = ("TPU v2", "TPU v3", "TPU v4", "TPU7x")
 
 # Times are the compiler's, of BERT-base cut to two layers, 256 x 128 on 16

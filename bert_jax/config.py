@@ -51,9 +51,9 @@ def default_config():
   # losses are float32 either way.
   model.dtype = "bfloat16"
   # Compute a layer's inner values again for its gradients and keep only its
-  # input: less memory for more time, and the same numbers. How much less, only
-  # the compiler knows: BERT-base, 256 x 512 on 16 chips of v5e, goes from 3.20
-  # to 2.99 GiB and from 36.7 to 50.3 ms.
+  # input: less memory for more time, and the same numbers. BERT-base, 32,768 x
+  # 128 on 16 chips of v5e, asks for 32.3 of 15.75 GiB without it and fits in
+  # 13.4 with it.
   model.remat = False
 
   config.corpus = corpus = ml_collections.ConfigDict()

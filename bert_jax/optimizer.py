@@ -112,7 +112,8 @@ def create_optimizer(config, num_steps):
     num_steps: length of the run.
 
   Returns:
-    optax GradientTransformation; `update` needs the parameters.
+    optax GradientTransformation; `update` needs the parameters and `grad_norm`,
+    see `partitioning.make_global_norm`.
   """
   rules = [
     clip_by_norm(config.max_grad_norm),

@@ -93,8 +93,8 @@ def search(config, slices, max_candidates, hlo_dir=None):
     if not trying:
       break
     results = plan_candidates(trying, hlo_dir)
-    found += zip(trying, results, strict=True)
-    pairs = zip(trying, results, strict=True)
+    pairs = list(zip(trying, results, strict=True))
+    found += pairs
     # By name, since two may come to the same.
     trying = {str(c): c for pair in pairs for c in _to_try_next(*pair)}
     trying = list(trying.values())

@@ -85,6 +85,24 @@ def test_weights_and_moments_are_split_over_the_data_axis_between_steps():
   assert moments < 2 * whole / 16 * 1.05
 
 
+@pytest.mark.parametrize("sizes", [(16, 1, 1), (2, 2, 4)])
+def test_the_norm_is_that_of_all_gradients(sizes):
+  config = BertConfig(
+    150, 48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
+  )
+  grads = create_params(config, jax.random.key(0))
+  mesh = _mesh(*sizes)
+  norm = jax.jit(
+    partitioning.make_global_norm(mesh, grads),
+    in_shardings=(partitioning.param_shardings(mesh, grads),),
+  )
+  everything = np.concatenate(
+    [np.ravel(leaf) for leaf in jax.tree.leaves(grads)]
+  )
+  expected = np.linalg.norm(everything.astype(np.float64))
+  assert float(norm(grads)) == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.mark.parametrize("sizes", [(3, 1, 1), (-1, 3, 1), (4, 4, 4)])
 def test_a_mesh_that_does_not_fit_the_devices_is_refused(sizes):
   with pytest.raises(UserError, match="16, the number of devices"):
