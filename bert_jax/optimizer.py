@@ -113,7 +113,7 @@ def create_optimizer(config, num_steps):
 
   Returns:
     optax GradientTransformation; `update` needs the parameters and `grad_norm`,
-    see `partitioning.make_global_norm`.
+    see `exchange.make_global_norm`.
   """
   rules = [
     clip_by_norm(config.max_grad_norm),

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bert_jax import compilation, losses, partitioning
+from bert_jax import compilation, exchange, losses, partitioning
 
 # Held-out inputs are drawn from this seed, whatever the run's.
 EVAL_SEED = 0
@@ -55,11 +55,10 @@ def make_train_step(config, objective, optimizer, schedule, mesh, state):
     Function (state, batch) -> (state, metrics); the state is donated. `batch`
     holds the rows, `metrics` is a dict of float32 scalars.
   """
-  weights_of, share_gradients = partitioning.make_gather_and_scatter(
+  weights_of, share_gradients = exchange.make_gather_and_scatter(
     mesh, state.params, objective.dtype
   )
-
-  global_norm = partitioning.make_global_norm(mesh, state.params)
+  global_norm = exchange.make_global_norm(mesh, state.params)
 
   def train_step(state, batch):
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from bert_jax import partitioning
+from bert_jax import exchange, partitioning
 from bert_jax.config import default_config
 from bert_jax.errors import UserError
 from bert_jax.modeling import BertConfig, create_params
@@ -93,7 +93,7 @@ def test_the_norm_is_that_of_all_gradients(sizes):
   grads = create_params(config, jax.random.key(0))
   mesh = _mesh(*sizes)
   norm = jax.jit(
-    partitioning.make_global_norm(mesh, grads),
+    exchange.make_global_norm(mesh, grads),
     in_shardings=(partitioning.param_shardings(mesh, grads),),
   )
   everything = np.concatenate(
