@@ -33,10 +33,11 @@ import tempfile
 
 from absl import flags
 
-from bert_jax import bench_jax, command
+from bert_jax import command
+from bert_jax.benchmark import ours as ours_lib
 from bert_jax.config import validate
 from bert_jax.errors import DoesNotFitError, UserError
-from bert_jax.run import PHASES
+from bert_jax.pretraining.run import PHASES
 
 # A larger batch is better from here on; less is noise.
 _WORTHWHILE = 1.02
@@ -62,17 +63,17 @@ def bench(config, phases, seconds, sweep=False, peers=()):
   Yields:
     dicts of figures, JSON-able, the device's first.
   """
-  device = alone(bench_jax.measure_device, config.model.dtype, seconds)
+  device = alone(ours_lib.measure_device, config.model.dtype, seconds)
   device |= {"figure": "device", "date": datetime.date.today().isoformat()}
   yield device
   for name in phases:
-    ours = _measure_step(bench_jax.measure_step, config, name, seconds, sweep)
+    ours = _measure_step(ours_lib.measure_step, config, name, seconds, sweep)
     if ours is None:
       yield {"figure": "step", "program": "bert_jax", "phase": name} | _NO_FIT
       continue
     yield {"figure": "step", "program": "bert_jax"} | _utilised(ours, device)
     at_best = _with_batch_size(config, name, ours["batch_size"])
-    measured = alone(bench_jax.measure_training, at_best, name, seconds)
+    measured = alone(ours_lib.measure_training, at_best, name, seconds)
     yield {"figure": "training"} | _with_rates(at_best, name, measured)
     yield from _measure_peers(config, name, seconds, sweep, peers, ours)
 
@@ -89,7 +90,7 @@ def bench_input(config, phases, seconds):
     dicts of figures, JSON-able.
   """
   for name in phases:
-    measured = alone(bench_jax.measure_input, config, name, seconds)
+    measured = alone(ours_lib.measure_input, config, name, seconds)
     yield {"figure": "input"} | _with_rates(config, name, measured)
 
 
@@ -101,9 +102,9 @@ def _measure_peers(config, name, seconds, sweep, peers, ours):
   for program in peers:
     row = {"figure": "step", "program": program, "phase": name}
     # Here, since most machines have no torch.
-    from bert_jax import bench_transformers
+    from bert_jax.benchmark import torch_peer
 
-    measure = bench_transformers.measure_step
+    measure = torch_peer.measure_step
     try:
       theirs = _measure_step(
         measure, config, name, seconds, sweep, *PEERS[program]

@@ -10,8 +10,9 @@ import itertools
 import matplotlib.figure
 from etils import epath
 
-from bert_jax import command, metrics
+from bert_jax import command
 from bert_jax.errors import UserError
+from bert_jax.storage import metric_log
 
 _WIDTH, _HEIGHT = 64, 12  # of the text, in characters
 
@@ -20,7 +21,7 @@ def plot_curve(rows, path):
   """Draws masked-LM loss and NSP accuracy against the step.
 
   Args:
-    rows: list of dicts with the keys `metrics.FIELDS`.
+    rows: list of dicts with the keys `metric_log.FIELDS`.
     path: `epath.Path` of the PNG to write.
   """
   figure = matplotlib.figure.Figure(figsize=(8, 3.2), layout="constrained")
@@ -48,8 +49,8 @@ def text_curve(rows, field="mlm_loss"):
   """Draws one field against the step with characters.
 
   Args:
-    rows: list of dicts with the keys `metrics.FIELDS`.
-    field: a numeric key of `metrics.FIELDS`.
+    rows: list of dicts with the keys `metric_log.FIELDS`.
+    field: a numeric key of `metric_log.FIELDS`.
 
   Returns:
     str of several lines: `.` training, `#` held out.
@@ -92,7 +93,7 @@ def main(argv):
   """Runs the command."""
   del argv
   workdir = epath.Path(command.workdir())
-  rows = metrics.load_rows(workdir)
+  rows = metric_log.load_rows(workdir)
   if not rows:
     raise UserError(f"{workdir} has no rows in metrics.jsonl; expected a run")
   plot_curve(rows, workdir / "curve.png")

@@ -28,14 +28,19 @@ import tqdm
 from absl import flags
 from jax.sharding import NamedSharding, PartitionSpec
 
-from bert_jax import command, partitioning
+from bert_jax import command
 from bert_jax.config import default_config
 from bert_jax.data.rows import iterate_rows
 from bert_jax.data.tokenization import create_tokenizer
-from bert_jax.embeddings_file import SUFFIXES, Embedded, save_embeddings
 from bert_jax.errors import UserError
-from bert_jax.modeling import BertModel, segment_inputs
-from bert_jax.pretrained import load_init, print_report
+from bert_jax.inference.embeddings_file import (
+  SUFFIXES,
+  Embedded,
+  save_embeddings,
+)
+from bert_jax.model.bert import BertModel, segment_inputs
+from bert_jax.sharding import partitioning
+from bert_jax.weights.pretrained import load_init, print_report
 
 POOLINGS = ("mean", "cls", "tokens")
 # "last4" is the best of the paper's table 7, in the order of its code.

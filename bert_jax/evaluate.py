@@ -11,10 +11,13 @@ import json
 import jax
 from etils import epath
 
-from bert_jax import checkpointing, command, losses, partitioning, pretraining
-from bert_jax import run as run_lib
-from bert_jax import steps as step_lib
+from bert_jax import command
 from bert_jax.data.pipeline import iterate_batches
+from bert_jax.pretraining import losses, objective
+from bert_jax.pretraining import run as run_lib
+from bert_jax.sharding import partitioning
+from bert_jax.storage import checkpoints
+from bert_jax.training import step as step_lib
 
 
 def make_evaluate(run, name, params):
@@ -31,7 +34,7 @@ def make_evaluate(run, name, params):
   """
   phase = run.config[name]
   examples = run_lib.held_out_examples(run, name)
-  eval_step = pretraining.make_eval_step(run, name, params)
+  eval_step = objective.make_eval_step(run, name, params)
 
   def evaluate(params):
     batches = iterate_batches(
@@ -47,7 +50,7 @@ def make_evaluate(run, name, params):
       # Added up on the host: sums of global arrays would be programs too.
       sums = jax.device_get(eval_step(params, batch, number))
       total = losses.add(total, sums)
-    means = step_lib.mean_metrics(total, pretraining.LOSSES)
+    means = step_lib.mean_metrics(total, objective.LOSSES)
     return {k: float(v) for k, v in means.items()}
 
   return evaluate
@@ -59,7 +62,7 @@ def main(argv):
   workdir = epath.Path(command.workdir())
   run = run_lib.load_run(workdir)
   abstract = run_lib.abstract_sharded_state(run).params
-  step, params, _ = checkpointing.load_params(
+  step, params, _ = checkpoints.load_params(
     workdir, abstract, command.checkpoint_step()
   )
   for name in run_lib.PHASES:

@@ -16,12 +16,15 @@ from absl import flags
 from etils import epath
 from jax.sharding import SingleDeviceSharding
 
-from bert_jax import checkpointing, command, continuation, hf, metrics
-from bert_jax import workdir as workdir_lib
+from bert_jax import command
 from bert_jax.config import num_train_steps
 from bert_jax.data.vocabulary import load_vocabulary
 from bert_jax.errors import UserError
-from bert_jax.modeling import create_bert_config, create_params
+from bert_jax.model.bert import create_bert_config, create_params
+from bert_jax.pretraining import initialization
+from bert_jax.storage import checkpoints, metric_log
+from bert_jax.storage import workdir as workdir_lib
+from bert_jax.weights import hf
 
 _MODEL_CARD = """\
 ---
@@ -88,7 +91,7 @@ def export(workdir, output, heads="pretraining", step=None):
     lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
     jax.eval_shape(lambda: create_params(bert_config, jax.random.key(0))),
   )
-  step, params, _ = checkpointing.load_params(workdir, abstract, step)
+  step, params, _ = checkpoints.load_params(workdir, abstract, step)
   hf.save_pretrained(
     output,
     params,
@@ -145,7 +148,7 @@ def _model_card(config, workdir, vocab, heads, step):
 
 def _beginning(workdir):
   """Returns the words for where the weights came from."""
-  init = continuation.load_init_record(workdir)
+  init = initialization.load_init_record(workdir)
   if init is None:
     return "Pretrained from scratch"
   return f"Pretraining of `{_without_folder(init.source)}` continued"
@@ -160,7 +163,7 @@ def _held_out_table(workdir, step):
   """Returns the last held-out figures up to a step as a Markdown table."""
   rows = [
     row
-    for row in metrics.load_rows(workdir)
+    for row in metric_log.load_rows(workdir)
     if row["split"] == "eval" and row["step"] <= step
   ]
   if not rows:

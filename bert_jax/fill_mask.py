@@ -10,8 +10,8 @@ from absl import flags
 from bert_jax import command
 from bert_jax.data.tokenization import create_tokenizer
 from bert_jax.errors import UserError
-from bert_jax.modeling import BertForPreTraining, create_params
-from bert_jax.pretrained import load_init, take_over
+from bert_jax.model.bert import BertForPreTraining, create_params
+from bert_jax.weights.pretrained import load_init, take_over
 
 
 def fill_mask(params, config, tokenizer, text, num_fillings=5):

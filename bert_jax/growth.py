@@ -18,10 +18,12 @@ import math
 import matplotlib.figure
 from absl import flags
 
-from bert_jax import command, planning, topology
-from bert_jax.compiler_process import run_jobs
+from bert_jax import command
 from bert_jax.config import validate
 from bert_jax.errors import UserError
+from bert_jax.planning import slices as slices_lib
+from bert_jax.planning import step_plan
+from bert_jax.planning.compiler_process import run_jobs
 
 # Further from linear than this is told.
 _TOLERANCE = 1.1
@@ -37,7 +39,7 @@ def create_sweeps(config, planned):
 
   Args:
     config: the run's settings; phase 1 is varied.
-    planned: `topology.Slice`.
+    planned: `slices.Slice`.
 
   Returns:
     dict of sweep name to list of (x, config, slice); `x` is the quantity that
@@ -50,7 +52,7 @@ def create_sweeps(config, planned):
   depths = {max(1, round(layers * f)): None for f in _LAYER_FACTORS}
   slices = [
     other
-    for other in topology.known_slices()
+    for other in slices_lib.known_slices()
     if other.generation is planned.generation and other.num_chips in _CHIPS
   ]
   return {
@@ -85,7 +87,7 @@ def measure(sweeps):
     sweeps: see `create_sweeps`.
 
   Returns:
-    dict of sweep name to list of (x, what `planning.plan_phase` returned or a
+    dict of sweep name to list of (x, what `step_plan.plan_phase` returned or a
     `UserError`), by growing x.
   """
   jobs = {
@@ -93,7 +95,7 @@ def measure(sweeps):
     for points in sweeps.values()
     for point in points
   }
-  done = run_jobs(planning.plan_phase, jobs, "growth")
+  done = run_jobs(step_plan.plan_phase, jobs, "growth")
   return {
     name: [
       (point[0], done[_job_name(*point)])
@@ -239,7 +241,7 @@ def main(argv):
   """Runs the command."""
   del argv
   config = command.config()
-  planned = topology.find_slice(flags.FLAGS.topology or "")
+  planned = slices_lib.find_slice(flags.FLAGS.topology or "")
   validate(config)
   measured = measure(create_sweeps(config, planned))
   print(format_growth(measured))

@@ -25,7 +25,7 @@ The first two are matrix products, the second as wide as BERT-base; the last
 gives no credit for two bytes, which is why most real steps should come out
 faster than their vector work says. Gathers, sorts and scatters carry no
 estimate, nor does what a SparseCore does (v5p, v6e, TPU7x), and collectives
-are modelled (see hlo_cost.py), with no contention and no start-up, over the
+are modelled (see cost.py), with no contention and no start-up, over the
 links of a chip at the slice's corner: only a whole torus has none. So the range
 runs from 0.8 times what the links of a chip in the middle would make it, never
 below the time that the matrix products alone take at the peak, to 1.4 times the
@@ -37,16 +37,12 @@ import json
 
 from absl import flags
 
-from bert_jax import (
-  command,
-  fitting,
-  plan_report,
-  planning,
-  search,
-  topology,
-)
+from bert_jax import command
 from bert_jax.config import validate
 from bert_jax.errors import UserError
+from bert_jax.planning import memory_advice, search, step_plan
+from bert_jax.planning import report as report_lib
+from bert_jax.planning import slices as slices_lib
 
 
 def plan(config, planned, price_per_chip_hour=None, hlo_dir=None):
@@ -54,7 +50,7 @@ def plan(config, planned, price_per_chip_hour=None, hlo_dir=None):
 
   Args:
     config: the run's settings.
-    planned: `topology.Slice`.
+    planned: `slices.Slice`.
     price_per_chip_hour: in any currency, or None.
     hlo_dir: folder for `phase1.txt` and `phase2.txt`, or None.
 
@@ -77,7 +73,7 @@ def describe(candidate, phases, price_per_chip_hour):
 
   Args:
     candidate: `search.Candidate`.
-    phases: dict of phase name to what `planning.plan_phase` returned or to a
+    phases: dict of phase name to what `step_plan.plan_phase` returned or to a
       `UserError`.
     price_per_chip_hour: in any currency, or None.
 
@@ -97,7 +93,7 @@ def describe(candidate, phases, price_per_chip_hour):
     return head | {"fits": False, "error": errors[0]}
   for name, report in phases.items():
     if not report["fits"]:
-      report["would_fit"] = fitting.suggest_fitting(
+      report["would_fit"] = memory_advice.suggest_fitting(
         candidate.config, candidate.slice, name, report
       )
   first = next(iter(phases.values()))
@@ -113,7 +109,7 @@ def parse_prices(text, slices):
 
   Args:
     text: "1.2", or "v5e=1.2,v6e=2.7", or None.
-    slices: list of `topology.Slice` that need one.
+    slices: list of `slices.Slice` that need one.
 
   Returns:
     dict of generation name to float; empty without a price.
@@ -130,7 +126,7 @@ def parse_prices(text, slices):
   except ValueError:
     given = {}
   prices = {name: given.get(name, given.get("")) for name in needed}
-  known = {generation.name for generation in topology.GENERATIONS} | {""}
+  known = {generation.name for generation in slices_lib.GENERATIONS} | {""}
   good = (price is not None and price >= 0 for price in prices.values())
   if not all(good) or not given.keys() <= known:
     expected = ",".join(f"{name}=PRICE" for name in sorted(needed))
@@ -146,19 +142,19 @@ def main(argv):
   del argv
   options = flags.FLAGS
   config = command.config()
-  slices = topology.find_slices(options.topology or "")
+  slices = slices_lib.find_slices(options.topology or "")
   prices = parse_prices(options.price_per_chip_hour, slices)
   validate(config)
   if options.search or len(slices) > 1:
     report = _compare(config, slices, prices)
-    text = plan_report.format_comparison
+    text = report_lib.format_comparison
   else:
     price = prices.get(slices[0].generation.name)
     report = plan(config, slices[0], price, options.hlo)
-    text = plan_report.format_plan
+    text = report_lib.format_plan
     if options.shardings:
-      run = planning.create_run(config, slices[0])
-      report["shardings"] = planning.sharding_table(run)
+      run = step_plan.create_run(config, slices[0])
+      report["shardings"] = step_plan.sharding_table(run)
   print(json.dumps(report) if options.json else text(report))
 
 

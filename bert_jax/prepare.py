@@ -19,19 +19,22 @@ import time
 import tqdm
 from etils import epath
 
-from bert_jax import (
-  command,
-  continuation,
-  corpus_cache,
-  corpus_report,
-  parallel,
-)
-from bert_jax import workdir as workdir_lib
+from bert_jax import command
 from bert_jax.config import validate
-from bert_jax.data import blocks, encoding, sources, vocabulary
+from bert_jax.data import (
+  blocks,
+  corpus_cache,
+  encoding,
+  parallel,
+  sources,
+  vocabulary,
+)
 from bert_jax.data import corpus as corpus_lib
+from bert_jax.data import report as report_lib
+from bert_jax.distributed.hosts import Hosts
 from bert_jax.errors import UserError
-from bert_jax.hosts import Hosts
+from bert_jax.pretraining import initialization
+from bert_jax.storage import workdir as workdir_lib
 
 # Text read at once and handed to a worker; also what a killed run may lose.
 CHUNK_BYTES = 2**20
@@ -157,10 +160,10 @@ def _write_corpus(config, found, settings, directory):
 
   with _timed(seconds, "report"):
     opened = corpus_lib.open_written(directory, manifest)
-    report = corpus_report.create_report(config, opened)
+    report = report_lib.create_report(config, opened)
     corpus_lib.write_json(directory / "report.json", report)
   corpus_lib.commit(directory, manifest)
-  corpus_report.print_report(report)
+  report_lib.print_report(report)
   megabytes = (manifest["num_text_bytes"] - done_before) / 1e6
   parts = ", ".join(f"{part} {took:.1f} s" for part, took in seconds.items())
   print(
@@ -281,9 +284,9 @@ def main(argv):
   """Runs the command."""
   del argv
   config, workdir = command.config_and_workdir()
-  init = continuation.init_from_flags()
+  init = initialization.init_from_flags()
   with workdir_lib.run_lock(epath.Path(workdir)):
-    config, init = continuation.begin(
+    config, init = initialization.begin(
       config, epath.Path(workdir), init, Hosts()
     )
     validate(config)
@@ -292,5 +295,5 @@ def main(argv):
 
 if __name__ == "__main__":
   command.define_config_flags()
-  continuation.define_flags()
+  initialization.define_flags()
   command.run(main)

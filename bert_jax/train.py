@@ -7,7 +7,7 @@ On a slice of several hosts every host runs this very command. On one machine
 
 Where a run starts from, in this order:
   1. the newest whole checkpoint in <workdir>/checkpoints
-  2. the model of --init (see continuation.py)
+  2. the model of --init (see initialization.py)
   3. fresh weights from config.seed
 Prepares the corpus first if that has not been done. A run killed at any moment
 and started again goes on as if nothing had been: the loss of every later step
@@ -23,29 +23,24 @@ import jax
 from absl import flags
 from etils import epath
 
-from bert_jax import (
-  checkpointing,
-  command,
-  continuation,
-  corpus_cache,
-  flops,
-  metrics,
-  partitioning,
-  preflight,
-  pretraining,
-  rehearsal,
-)
-from bert_jax import hosts as hosts_lib
-from bert_jax import loop as loop_lib
-from bert_jax import run as run_lib
-from bert_jax import workdir as workdir_lib
+from bert_jax import command
 from bert_jax.config import num_train_steps, validate
+from bert_jax.data import corpus_cache
 from bert_jax.data.corpus import open_corpus
 from bert_jax.data.pipeline import iterate_batches
+from bert_jax.distributed import consistency, rehearsal
+from bert_jax.distributed import hosts as hosts_lib
 from bert_jax.errors import UserError
 from bert_jax.evaluate import make_evaluate
-from bert_jax.host_memory import keep_freed_memory
 from bert_jax.prepare import prepare
+from bert_jax.pretraining import initialization, objective
+from bert_jax.pretraining import run as run_lib
+from bert_jax.sharding import partitioning
+from bert_jax.storage import checkpoints, metric_log
+from bert_jax.storage import workdir as workdir_lib
+from bert_jax.training import flops
+from bert_jax.training import loop as loop_lib
+from bert_jax.training.host_memory import keep_freed_memory
 
 
 def train(config, workdir, hosts, init=None):
@@ -55,7 +50,7 @@ def train(config, workdir, hosts, init=None):
     config: the run's settings.
     workdir: its folder, str or path.
     hosts: `Hosts`.
-    init: `continuation.Init`, the model to go on with, or None.
+    init: `initialization.Init`, the model to go on with, or None.
 
   Returns:
     the number of the signal that stopped the run, or None at its end.
@@ -68,17 +63,17 @@ def train(config, workdir, hosts, init=None):
   keep_freed_memory()
   workdir = epath.Path(workdir)
   _keep_programs(workdir)
-  preflight.compare(hosts, preflight.software(config))
+  consistency.compare(hosts, consistency.software(config))
   with _locked(workdir, hosts):
-    config, init = continuation.begin(config, workdir, init, hosts)
+    config, init = initialization.begin(config, workdir, init, hosts)
     validate(config)
-    preflight.compare(hosts, preflight.devices())
+    consistency.compare(hosts, consistency.devices())
     run_lib.create_mesh(config)  # what does not fit is told before the work
     corpus = _open_corpus(config, workdir, hosts, init)
     run = run_lib.create_run(config, corpus)
     if hosts.is_first:
       workdir_lib.save_config(config, workdir)
-    manager = checkpointing.create_manager(config.checkpoint, workdir)
+    manager = checkpoints.create_manager(config.checkpoint, workdir)
     try:
       return _train_from_newest(run, workdir, manager, hosts, init, started)
     except UserError:
@@ -113,7 +108,7 @@ def _open_corpus(config, workdir, hosts, init):
 
   directory = hosts.on_first(prepare_on_first)
   corpus = open_corpus(corpus_cache.fetch(directory))
-  preflight.compare(hosts, {"the corpus' fingerprint": corpus.fingerprint})
+  consistency.compare(hosts, {"the corpus' fingerprint": corpus.fingerprint})
   return corpus
 
 
@@ -129,11 +124,11 @@ def _train_from_newest(run, workdir, manager, hosts, init, started):
     f"{sum(p.size for p in jax.tree.leaves(state.params)):,} parameters, "
     f"steps {int(state.step):,} to {num_steps:,}"
   )
-  writer = metrics.create_writer(workdir, int(state.step), hosts.is_first)
+  writer = metric_log.create_writer(workdir, int(state.step), hosts.is_first)
 
   def save(state, evaluated):
     fingerprint = run.corpus.fingerprint
-    checkpointing.save(manager, state, run.config, fingerprint, evaluated)
+    checkpoints.save(manager, state, run.config, fingerprint, evaluated)
 
   loop = loop_lib.Loop(
     run.config, run.mesh, writer, save, _summary, hosts, started
@@ -151,15 +146,15 @@ def _train_from_newest(run, workdir, manager, hosts, init, started):
 
 
 def _restore_or_create(run, manager, hosts, init):
-  found = checkpointing.restore_newest(
+  found = checkpoints.restore_newest(
     manager, run_lib.abstract_sharded_state(run), hosts
   )
   if found is None and init is None:
     return run_lib.create_state(run)
   if found is None:
-    state = continuation.create_initial_state(run, init)
+    state = initialization.create_initial_state(run, init)
     # From here on the run does not need its source.
-    checkpointing.save(manager, state, run.config, run.corpus.fingerprint)
+    checkpoints.save(manager, state, run.config, run.corpus.fingerprint)
     manager.wait_until_finished()
     return state
   state, meta = found
@@ -214,7 +209,7 @@ def _create_stage(run, name, begin, end, state):
       phase.max_seq_length,
       phase.max_predictions,
     ),
-    train_step=pretraining.make_train_step(run, name, state),
+    train_step=objective.make_train_step(run, name, state),
     abstract_batch=run_lib.abstract_batch(run, name),
     iterate_batches=batches,
     evaluate=make_evaluate(run, name, state.params),
@@ -236,7 +231,7 @@ def main(argv):
   """Runs the command."""
   del argv
   config, workdir = command.config_and_workdir()
-  init = continuation.init_from_flags()
+  init = initialization.init_from_flags()
   num_hosts = flags.FLAGS.rehearse_hosts
   num_devices = flags.FLAGS.rehearse_devices
   if (num_hosts or num_devices) and not rehearsal.is_child():
@@ -250,7 +245,7 @@ def main(argv):
 
 if __name__ == "__main__":
   command.define_config_flags()
-  continuation.define_flags()
+  initialization.define_flags()
   flags.DEFINE_integer(
     "rehearse_hosts",
     None,

@@ -15,17 +15,18 @@ import pathlib
 import jax
 import numpy as np
 
-from bert_jax import partitioning, pretraining
 from bert_jax.config import default_config
 from bert_jax.data import corpus as corpus_lib
 from bert_jax.data.examples import Examples
 from bert_jax.data.tokenization import SPECIAL_TOKENS
-from bert_jax.dropout import draw_keep, draw_words
-from bert_jax.masking import create_masking_vocab, mask_tokens
-from bert_jax.modeling import create_bert_config, create_params
-from bert_jax.optimizer import create_optimizer, create_schedule
-from bert_jax.steps import make_train_step
-from bert_jax.train_state import create_train_state
+from bert_jax.model.bert import create_bert_config, create_params
+from bert_jax.model.dropout import draw_keep, draw_words
+from bert_jax.pretraining import objective as objective_lib
+from bert_jax.pretraining.masking import create_masking_vocab, mask_tokens
+from bert_jax.sharding import partitioning
+from bert_jax.training.optimizer import create_optimizer, create_schedule
+from bert_jax.training.step import make_train_step
+from bert_jax.training.train_state import create_train_state
 
 PATH = pathlib.Path(__file__).with_name("golden.json")
 # Every third piece goes on with a word.
@@ -140,7 +141,7 @@ def _losses(corpus):
     create_params(bert_config, jax.random.key(0)), optimizer
   )
   mesh = partitioning.create_mesh(config.mesh, jax.devices()[:1])
-  objective = pretraining.create_objective(
+  objective = objective_lib.create_objective(
     config, config.phase1, bert_config, create_masking_vocab(VOCAB)
   )
   step = make_train_step(config, objective, optimizer, schedule, mesh, state)

@@ -14,7 +14,7 @@ MODULES = sorted(
   if path.stem != "__init__"
 )
 # The peer that `bench` measures beside ours.
-PEER = "bert_jax.bench_transformers"
+PEER = "bert_jax.benchmark.torch_peer"
 # Files that a reader can understand without any other of ours.
 PURE = {
   "modeling",

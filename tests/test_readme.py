@@ -37,7 +37,7 @@ def _source(module):
   path = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
   text = path.read_text()
   if "continuation.define_flags()" in text:
-    text += (ROOT / "bert_jax" / "continuation.py").read_text()
+    text += (ROOT / "bert_jax" / "initialization.py").read_text()
   return text
 
 

@@ -20,12 +20,13 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from bert_jax import command, hf
+from bert_jax import command
 from bert_jax.errors import UserError
 from bert_jax.finetune import run as run_lib
 from bert_jax.finetune.config import default_config, validate
-from bert_jax.host_memory import keep_freed_memory
-from bert_jax.pretrained import MODEL_DIR
+from bert_jax.training.host_memory import keep_freed_memory
+from bert_jax.weights import hf
+from bert_jax.weights.pretrained import MODEL_DIR
 
 
 def finetune(config, workdir, init, num_seeds=None):

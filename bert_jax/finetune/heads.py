@@ -3,9 +3,9 @@
 import jax.numpy as jnp
 from flax import linen as nn
 
-from bert_jax.bert_config import BertConfig
-from bert_jax.dropout import draw_words, dropout
-from bert_jax.modeling import BertModel
+from bert_jax.model.bert import BertModel
+from bert_jax.model.bert_config import BertConfig
+from bert_jax.model.dropout import draw_words, dropout
 
 
 class BertForSequenceClassification(nn.Module):

@@ -1,4 +1,4 @@
-"""Losses of fine-tuning as (sum, weight) pairs, as `bert_jax.losses` has them.
+"""Losses of fine-tuning as (sum, weight) pairs.
 
 `labels` has an entry for each decision; the weight is their number.
 """

@@ -12,14 +12,15 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from bert_jax import hf, hf_folder, partitioning, pretrained
-from bert_jax.bert_config import BertConfig
 from bert_jax.data.tokenization import create_tokenizer
 from bert_jax.errors import UserError
 from bert_jax.finetune.features import eval_batches
 from bert_jax.finetune.tasks import KINDS, Kind
-from bert_jax.modeling import segment_inputs
-from bert_jax.pretrained import Pretrained
+from bert_jax.model.bert import segment_inputs
+from bert_jax.model.bert_config import BertConfig
+from bert_jax.sharding import partitioning
+from bert_jax.weights import hf, hf_folder, pretrained
+from bert_jax.weights.pretrained import Pretrained
 
 
 @dataclasses.dataclass(frozen=True)

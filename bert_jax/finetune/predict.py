@@ -16,13 +16,15 @@ import json
 from absl import flags
 from etils import epath
 
-from bert_jax import command, partitioning, pretrained
-from bert_jax import workdir as workdir_lib
+from bert_jax import command
 from bert_jax.errors import UserError
 from bert_jax.finetune import metrics
 from bert_jax.finetune import model as model_lib
 from bert_jax.finetune.config import default_config, validate
 from bert_jax.finetune.tasks import KINDS
+from bert_jax.sharding import partitioning
+from bert_jax.storage import workdir as workdir_lib
+from bert_jax.weights import pretrained
 
 
 def load_model(source, config):

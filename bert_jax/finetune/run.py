@@ -11,10 +11,6 @@ import optax
 from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
-from bert_jax import checkpointing, flops, metrics, partitioning, pretrained
-from bert_jax import loop as loop_lib
-from bert_jax import steps as step_lib
-from bert_jax import workdir as workdir_lib
 from bert_jax.data.pipeline import iterate_batches
 from bert_jax.errors import UserError
 from bert_jax.finetune import card, losses
@@ -24,8 +20,15 @@ from bert_jax.finetune.features import Features, TrainingExamples
 from bert_jax.finetune.metrics import check_libraries
 from bert_jax.finetune.model import TaskModel
 from bert_jax.finetune.tasks import KINDS
-from bert_jax.optimizer import create_optimizer, create_schedule
-from bert_jax.train_state import create_train_state
+from bert_jax.sharding import partitioning
+from bert_jax.storage import checkpoints, metric_log
+from bert_jax.storage import workdir as workdir_lib
+from bert_jax.training import flops
+from bert_jax.training import loop as loop_lib
+from bert_jax.training import step as step_lib
+from bert_jax.training.optimizer import create_optimizer, create_schedule
+from bert_jax.training.train_state import create_train_state
+from bert_jax.weights import pretrained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +178,7 @@ def train(run, config, workdir):
   with workdir_lib.run_lock(workdir):
     workdir_lib.check_config(config, workdir, CHANGEABLE)
     workdir_lib.save_config(config, workdir)
-    manager = checkpointing.create_manager(config.checkpoint, workdir)
+    manager = checkpoints.create_manager(config.checkpoint, workdir)
     try:
       stopped_by = _train_from_newest(run, workdir, manager)
     finally:
@@ -188,7 +191,7 @@ def best_row(run, workdir):
   chosen = run.metric_names[0]
   rows = [
     row
-    for row in metrics.load_rows(workdir)
+    for row in metric_log.load_rows(workdir)
     if row["split"] == "eval" and row[chosen] is not None
   ]
   return max(rows, key=lambda row: row[chosen], default=None)
@@ -205,12 +208,12 @@ def _train_from_newest(run, workdir, manager):
     f"{sum(p.size for p in jax.tree.leaves(state.params)):,} parameters, steps "
     f"{first_step:,} to {run.num_steps:,}, seed {run.config.seed}"
   )
-  fields = metrics.row_fields(run.metric_names)
-  writer = metrics.MetricWriter(workdir, first_step, fields)
+  fields = metric_log.row_fields(run.metric_names)
+  writer = metric_log.MetricWriter(workdir, first_step, fields)
 
   def save(state, evaluated):
     del evaluated
-    checkpointing.save(manager, state, run.config, run.fingerprint)
+    checkpoints.save(manager, state, run.config, run.fingerprint)
 
   def summary(row):
     names = [name for name in ("loss", *run.metric_names) if name in row]
@@ -227,7 +230,7 @@ def _train_from_newest(run, workdir, manager):
 
 def _restore_or_create(run, manager):
   abstract = abstract_state(run)
-  found = checkpointing.restore_newest(manager, abstract)
+  found = checkpoints.restore_newest(manager, abstract)
   if found is None:
     return create_state(run)
   state, meta = found
@@ -281,7 +284,7 @@ def create_objective(model):
     model: `TaskModel`.
 
   Returns:
-    `steps.Objective`; a batch holds what `Features.arrays` does.
+    `step.Objective`; a batch holds what `Features.arrays` does.
   """
 
   def sums(params, inputs, dropout_key):

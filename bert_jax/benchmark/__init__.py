@@ -1,0 +1,1 @@
+"""Speed on the devices at hand, ours and the peer's."""

@@ -1,0 +1,1 @@
+"""Processes and hosts as one; nothing of BERT."""

@@ -1,0 +1,123 @@
+"""The processes of a pod on one machine: a rehearsal of what hosts do.
+
+Starts the very same command several times, each a process of its own with its
+own devices of the CPU. What process 0 prints is shown as it is; what the
+others have to say, with their number.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+from bert_jax.distributed import hosts
+
+# After one process failed, how long the others get to end by themselves: they
+# need as long as it takes to find that one is lost.
+_PATIENCE_SECONDS = 120
+
+
+def is_child():
+  """Tells whether this process is one of several already."""
+  return hosts.VARIABLES[0] in os.environ
+
+
+def rehearse(num_hosts, num_devices):
+  """Runs this command as a pod would.
+
+  Args:
+    num_hosts: how many processes.
+    num_devices: devices of each.
+
+  Returns:
+    exit status: 0 if all ended with 0, else the first other one; 128 plus the
+    signal's number for a process killed.
+  """
+  address = f"127.0.0.1:{_free_port()}"
+  processes = [
+    _start(index, num_hosts, num_devices, address) for index in range(num_hosts)
+  ]
+  threads = [
+    threading.Thread(target=_show, args=(index, process))
+    for index, process in enumerate(processes)
+    if index
+  ]
+  for thread in threads:
+    thread.start()
+
+  def pass_on(number, frame):
+    del frame
+    for process in processes:
+      if process.poll() is None:
+        process.send_signal(number)
+
+  for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, pass_on)
+  try:
+    status = _wait(processes)
+  finally:
+    for process in processes:
+      process.kill()
+  for thread in threads:
+    thread.join()
+  return status
+
+
+def _start(index, num_hosts, num_devices, address):
+  variables = (address, str(num_hosts), str(index))
+  environment = dict(zip(hosts.VARIABLES, variables, strict=True)) | {
+    "JAX_PLATFORMS": "cpu",
+    "JAX_NUM_CPU_DEVICES": str(num_devices),
+    # Programs that wait for other processes take a thread each; with several
+    # of them under way there may be none left for what the others wait for.
+    "JAX_CPU_ENABLE_ASYNC_DISPATCH": "false",
+    hosts.PARENT: str(os.getpid()),
+  }
+  return subprocess.Popen(
+    [sys.executable, *sys.orig_argv[1:]],
+    env=os.environ | environment,
+    stdin=subprocess.DEVNULL,
+    stdout=subprocess.DEVNULL if index else None,
+    stderr=subprocess.PIPE if index else None,
+    start_new_session=True,  # the terminal's Ctrl-C comes through here
+  )
+
+
+def _free_port():
+  with socket.socket() as s:
+    s.bind(("127.0.0.1", 0))
+    return s.getsockname()[1]
+
+
+def _show(index, process):
+  for line in process.stderr:
+    text = line.decode(errors="replace").rstrip()
+    sys.stderr.write(f"host {index}: {text}\n")
+
+
+def _wait(processes):
+  """Waits for all; returns the first status that is not 0, or 0."""
+  running, status, deadline = dict(enumerate(processes)), 0, None
+  while running:
+    time.sleep(0.1)
+    for index, process in list(running.items()):
+      if process.poll() is None:
+        continue
+      del running[index]
+      if process.returncode and not status:
+        status = process.returncode
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        _tell(index, status)
+    if deadline and time.monotonic() > deadline:
+      for process in running.values():
+        process.kill()
+  return 128 - status if status < 0 else status
+
+
+def _tell(index, status):
+  if status < 0:
+    name = signal.Signals(-status).name
+    print(f"host {index} was ended by {name}", file=sys.stderr, flush=True)

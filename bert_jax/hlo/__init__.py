@@ -1,0 +1,1 @@
+"""Reads a compiled program; knows nothing of models or runs."""

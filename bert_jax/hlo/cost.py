@@ -1,0 +1,282 @@
+"""Adds up what a TPU's compiler expects of a program: time and traffic.
+
+The compiler writes `estimated_cycles` into every fusion that its cost model
+covers. Summed over the schedule, loop bodies times their trip count, that is
+the time the cores work. Collectives carry no estimate; here they take
+
+  all-reduce           2 (n-1)/n bytes    over a chip's links
+  all-gather,
+  reduce-scatter,
+  all-to-all             (n-1)/n bytes    over a chip's links
+  collective-permute             bytes    over one link
+
+for n chips a group, where bytes are those of the larger side. One that starts
+and is done later hides behind the work between; any other hides nothing. The
+compiler runs some beside a fusion's own work: such a pair is named
+`async-collective-start` and `-done` and is a fusion around the collective. Or
+it hands them to a chip's SparseCores: `call-start` and `call-done`. An
+all-reduce of which each device keeps a part is a fusion too, and a
+reduce-scatter: it is named by what it calls, `all-reduce-scatter`.
+
+Pallas kernels carry no estimate either. One whose author gave a cost
+(`pl.CostEstimate`) counts at its roofline: the longer of its FLOPs at the
+peak and its bytes at the memory's bandwidth; that is a bound, not an estimate.
+Everything else that works and has no estimate is counted by name in
+`uncosted`. Copies between a chip's memories (`copy-start`, `slice-start`) run
+beside the cores and are taken as hidden.
+"""
+
+import collections
+import dataclasses
+import re
+
+from bert_jax.hlo import program
+
+# Free: they name, unpack or wait for what is there.
+_FREE_OPCODES = (
+  "parameter",
+  "constant",
+  "tuple",
+  "get-tuple-element",
+  "bitcast",
+  "reshape",
+  "after-all",
+  "add-dependency",
+  "opt-barrier",
+  "partition-id",
+  "replica-id",
+  "copy-start",
+  "copy-done",
+  "slice-start",
+  "slice-done",
+)
+_FREE_CUSTOM_CALLS = (
+  "AllocateBuffer",
+  "ConcatBitcast",
+  "PrepareAsyncCallStart",
+  "PrepareAsyncCallDone",
+)
+# Work whatever the size; of anything else less than one vector register is
+# left to the scalar core.
+_WORKING_OPCODES = ("fusion", "custom-call", "sort", "rng-bit-generator")
+_REGISTER_BYTES = 4096
+
+_ASYNC_START, _ASYNC_DONE = "async-collective-start", "async-collective-done"
+_FUSED_REDUCE_SCATTER = "all-reduce-scatter"
+
+
+def estimate(text, rates):
+  """Adds up a program's schedule.
+
+  Args:
+    text: str, an optimised and scheduled HLO module.
+    rates: `Rates` of the device it was compiled for.
+
+  Returns:
+    `ScheduleCost`.
+  """
+  return _Totals(rates, program.parse(text), {}).schedule("ENTRY")
+
+
+def _collective_seconds(kind, num_bytes, n, rates):
+  if kind == "collective-permute":
+    return num_bytes / rates.link_bytes_per_second
+  trips = 2 if kind == "all-reduce" else 1
+  links = rates.link_bytes_per_second * rates.num_links
+  return trips * (n - 1) / n * num_bytes / links
+
+
+def _begin_of(op):
+  """Returns the name of what `op` is the end of, or None."""
+  if op.name.startswith(_ASYNC_DONE):
+    return _ASYNC_START + op.name.removeprefix(_ASYNC_DONE)
+  if op.opcode.endswith("-done") and op.operands:
+    return op.operands[0]
+  return None
+
+
+def _works(op):
+  """Tells whether an instruction without an estimate takes time."""
+  if op.opcode == "custom-call":
+    return not any(f'"{call}"' in op.rest for call in _FREE_CUSTOM_CALLS)
+  if op.opcode in _FREE_OPCODES or op.opcode.endswith("-done"):
+    return False
+  small = program.shape_bytes(op.shape) < _REGISTER_BYTES
+  return op.opcode in _WORKING_OPCODES or not small
+
+
+def _model_op(op):
+  """Returns the name of an operation in the model's code, without layer."""
+  name = re.sub(r"layer_\d+", "layer", op.op_name)
+  return re.sub(r"^jit\(train_step\)/", "", name) or op.opcode
+
+
+@dataclasses.dataclass(frozen=True)
+class Rates:
+  """What a device can do.
+
+  Attributes:
+    clock_hz: cycles a second that the compiler counts.
+    peak_flops: bfloat16 FLOP/s.
+    hbm_bytes_per_second: of its memory.
+    link_bytes_per_second: of one link, one way.
+    num_links: links of the chip that has the fewest.
+  """
+
+  clock_hz: float
+  peak_flops: float
+  hbm_bytes_per_second: float
+  link_bytes_per_second: float
+  num_links: int
+
+
+@dataclasses.dataclass
+class ScheduleCost:
+  """What a schedule adds up to, on one device.
+
+  Attributes:
+    compute_seconds: of all estimates.
+    kernel_seconds: of all kernels with a cost, at their roofline.
+    collective_seconds: of all collectives, hidden or not.
+    exposed_seconds: of collectives, beyond the work they run beside.
+    collective_bytes: by kind.
+    collective_count: by kind.
+    cycles_by_op: estimated cycles by the model's own name of the operation.
+    uncosted: how many instructions that do work have no estimate, by kind.
+  """
+
+  compute_seconds: float = 0.0
+  kernel_seconds: float = 0.0
+  collective_seconds: float = 0.0
+  exposed_seconds: float = 0.0
+  collective_bytes: collections.Counter = dataclasses.field(
+    default_factory=collections.Counter
+  )
+  collective_count: collections.Counter = dataclasses.field(
+    default_factory=collections.Counter
+  )
+  cycles_by_op: collections.Counter = dataclasses.field(
+    default_factory=collections.Counter
+  )
+  uncosted: collections.Counter = dataclasses.field(
+    default_factory=collections.Counter
+  )
+
+  @property
+  def work_seconds(self):
+    """Time of the cores."""
+    return self.compute_seconds + self.kernel_seconds
+
+  @property
+  def seconds(self):
+    """Estimated time of the program."""
+    return self.work_seconds + self.exposed_seconds
+
+  def add(self, other, times):
+    """Adds another schedule, run `times` times."""
+    for field in dataclasses.fields(self):
+      mine, theirs = getattr(self, field.name), getattr(other, field.name)
+      if isinstance(mine, collections.Counter):
+        mine.update({key: times * value for key, value in theirs.items()})
+      else:
+        setattr(self, field.name, mine + times * theirs)
+
+
+@dataclasses.dataclass
+class _Totals:
+  """Adds up computations, each once.
+
+  Attributes:
+    rates: `Rates`.
+    computations: see `program.parse`.
+    done: `ScheduleCost` by name of the computation.
+  """
+
+  rates: Rates
+  computations: dict
+  done: dict
+
+  def schedule(self, name):
+    """Returns the `ScheduleCost` of a computation."""
+    if name in self.done:
+      return self.done[name]
+    cost, in_flight = ScheduleCost(), {}
+    for op in self.computations[name]:
+      if begin := _begin_of(op):
+        if begun := in_flight.pop(begin, None):
+          hidden = cost.work_seconds - begun[0]
+          cost.exposed_seconds += max(0.0, begun[1] - hidden)
+      elif collective := self._collective(op):
+        seconds = self._count_collective(collective, cost)
+        if op.opcode.endswith("-start") or _ASYNC_START in op.name:
+          in_flight[op.name] = (cost.work_seconds, seconds)
+        else:
+          cost.exposed_seconds += seconds
+      elif not self._add_called(op, cost):
+        self._add_work(op, cost)
+    self.done[name] = cost
+    return cost
+
+  def _add_called(self, op, cost):
+    """Adds the computations that an instruction runs, if it does."""
+    if op.opcode == "while":
+      times = program.trip_count(op, self.computations)
+      if times is None:
+        cost.uncosted["loop of unknown length, counted once"] += 1
+      cost.add(self.schedule(op.called("body")), times or 1)
+      return True
+    if op.opcode not in ("call", "conditional", "call-start", "async-start"):
+      return False
+    for role in ("to_apply", "calls", "true_computation", "false_computation"):
+      if op.called(role):
+        cost.add(self.schedule(op.called(role)), 1)
+    return True
+
+  def _add_work(self, op, cost):
+    if op.cycles is not None:
+      cost.compute_seconds += op.cycles / self.rates.clock_hz
+      cost.cycles_by_op[_model_op(op)] += op.cycles
+    elif op.kernel_cost:
+      kernel_flops, num_bytes = op.kernel_cost
+      cost.kernel_seconds += max(
+        kernel_flops / self.rates.peak_flops,
+        num_bytes / self.rates.hbm_bytes_per_second,
+      )
+    elif _works(op):
+      cost.uncosted[re.sub(r"[.\d]+$", "", op.name)] += 1
+
+  def _collective(self, op):
+    """Returns the collective that `op` is or, begun in another way, holds."""
+    if op.collective:
+      return op
+    if op.name.startswith(_ASYNC_START) or op.opcode == "async-start":
+      return self._held_by(op.called("calls"))
+    if op.opcode == "call-start":
+      return self._held_by(op.called("to_apply"))
+    called = op.opcode == "fusion" and op.called("calls")
+    if called and called.startswith(_FUSED_REDUCE_SCATTER):
+      held = self._held_by(called)
+      return dataclasses.replace(held, opcode="reduce-scatter", shape=op.shape)
+    return None
+
+  def _held_by(self, name):
+    """Returns the first collective of a computation, or None."""
+    ops = self.computations.get(name, ())
+    return next((op for op in ops if op.collective), None)
+
+  def _count_collective(self, op, cost):
+    kind = op.collective
+    num_bytes = program.shape_bytes(op.shape)
+    if op.opcode.endswith("-start") and kind != "all-reduce":
+      # Its type holds the operands beside the result.
+      num_bytes = max(
+        map(program.shape_bytes, program.tuple_elements(op.shape))
+      )
+    n = program.group_size(op.rest) or 2
+    if kind == "reduce-scatter":
+      num_bytes *= n
+    seconds = _collective_seconds(kind, num_bytes, n, self.rates)
+    cost.collective_seconds += seconds
+    cost.collective_bytes[kind] += num_bytes
+    cost.collective_count[kind] += 1
+    return seconds

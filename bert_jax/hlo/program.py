@@ -1,0 +1,207 @@
+"""Reads the text of a compiled program: scheduled HLO.
+
+What the instructions say of themselves, no judgement; `cost.py` and
+`memory.py` add it up.
+"""
+
+import dataclasses
+import math
+import re
+
+COLLECTIVES = (
+  "all-reduce",
+  "all-gather",
+  "reduce-scatter",
+  "all-to-all",
+  "collective-permute",
+)
+
+# Written where the compiler's cost model has nothing to say.
+_NO_ESTIMATE = 2**63 - 1
+_BYTES_OF = {"pred": 1, "token": 0, "c64": 8, "c128": 16}
+_INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*)")
+_COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+_ARRAY = re.compile(r"\b([a-z]+[0-9]*\w*)\[([0-9,]*)\](\{[^}]*\})?")
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_KERNEL = re.compile(
+  r'"cost_estimate":\{"flops":"(\d+)".*?"bytes_accessed":"(\d+)"'
+)
+
+
+def parse(text):
+  """Splits HLO text into computations.
+
+  Args:
+    text: str, an optimised and scheduled HLO module.
+
+  Returns:
+    dict of computation name to list of `Instruction` in schedule order; the
+    key "ENTRY" holds the program itself.
+  """
+  computations, current = {}, None
+  for line in text.splitlines():
+    if not line.startswith(" "):
+      match = _COMPUTATION.match(line)
+      if match:
+        name = "ENTRY" if match.group(1) else match.group(2)
+        current = computations.setdefault(name, [])
+      continue
+    match = _INSTRUCTION.match(line)
+    if match and current is not None:
+      current.append(_parse_instruction(*match.groups()))
+  return computations
+
+
+def shape_bytes(shape, memory_space=None):
+  """Counts the bytes of a type such as "(f32[2,3]{1,0}, bf16[8])".
+
+  Args:
+    shape: str.
+    memory_space: counts only what lies there, 0 for the chip's main memory;
+      by default everything.
+
+  Returns:
+    int or float, bytes without padding.
+  """
+  total = 0
+  for dtype, dims, layout in _ARRAY.findall(shape):
+    space = re.search(r"S\((\d+)\)", layout)
+    if memory_space in (None, int(space.group(1)) if space else 0):
+      size = math.prod(int(d) for d in dims.split(",") if d)
+      total += _dtype_bytes(dtype) * size
+  return total
+
+
+def group_size(attributes):
+  """Reads how many devices a collective spans; None where it says nothing."""
+  mesh = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes)
+  if mesh:
+    sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh.group(1)))
+    return math.prod(
+      int(sizes[a]) for a in re.findall(r"'(\w+)'", mesh.group(2))
+    )
+  iota = re.search(r"replica_groups=\[\d+,(\d+)\]<=", attributes)
+  if iota:
+    return int(iota.group(1))
+  listed = re.search(r"replica_groups=\{\{([\d,]+)\}", attributes)
+  return len(listed.group(1).split(",")) if listed else None
+
+
+def tuple_elements(shape):
+  """Splits the type of a tuple at its own commas."""
+  if not shape.startswith("("):
+    return [shape]
+  parts, depth, start = [], 0, 1
+  for i, char in enumerate(shape):
+    depth += (char in "([{") - (char in ")]}")
+    if (char == "," and depth == 1) or depth == 0:
+      parts.append(shape[start:i])
+      start = i + 1
+  return parts
+
+
+def trip_count(op, computations):
+  """Reads a loop's trip count, or the constant its condition compares to.
+
+  Args:
+    op: `Instruction`, a "while".
+    computations: see `parse`.
+
+  Returns:
+    int, or None where neither is said.
+  """
+  known = re.search(r'"known_trip_count":\{"n":"(\d+)"', op.rest)
+  if known:
+    return int(known.group(1))
+  bounds = [
+    int(match.group(1))
+    for line in computations[op.called("condition")]
+    if line.opcode == "constant" and (match := re.match(r"(\d+)\)", line.rest))
+  ]
+  return max(bounds, default=None)
+
+
+def _parse_instruction(name, rest):
+  shape, rest = _split_type(rest)
+  opcode, _, rest = rest.partition("(")
+  cycles = _CYCLES.search(rest)
+  cycles = int(cycles.group(1)) if cycles else None
+  return Instruction(
+    name=name,
+    opcode=opcode.strip(),
+    shape=shape,
+    rest=rest,
+    cycles=None if cycles == _NO_ESTIMATE else cycles,
+  )
+
+
+def _split_type(text):
+  """Splits "TYPE opcode(...)"; a tuple's type holds spaces."""
+  if not text.startswith("("):
+    shape, _, rest = text.partition(" ")
+    return shape, rest
+  depth = 0
+  for i, char in enumerate(text):
+    depth += (char == "(") - (char == ")")
+    if depth == 0:
+      return text[: i + 1], text[i + 1 :].lstrip()
+  return text, ""
+
+
+def _dtype_bytes(dtype):
+  if dtype in _BYTES_OF:
+    return _BYTES_OF[dtype]
+  bits = re.search(r"\d+", dtype)
+  return int(bits.group()) / 8 if bits else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+  """One line of a schedule.
+
+  Attributes:
+    name: without the %.
+    opcode: such as "fusion" or "all-gather-start".
+    shape: its type, as written.
+    rest: operands and attributes, as written.
+    cycles: the compiler's estimate, or None.
+  """
+
+  name: str
+  opcode: str
+  shape: str
+  rest: str
+  cycles: int | None
+
+  def called(self, role):
+    """Returns the computation it calls as `role`, such as "body", or None."""
+    match = re.search(rf"\b{role}=%?([\w.\-]+)", self.rest)
+    return match.group(1) if match else None
+
+  @property
+  def operands(self):
+    """Names of its operands."""
+    depth = 1
+    for i, char in enumerate(self.rest):
+      depth += (char == "(") - (char == ")")
+      if depth == 0:
+        return re.findall(r"%([\w.\-]+)", self.rest[:i])
+    return []
+
+  @property
+  def op_name(self):
+    """Path of the operation in the model's code, or ""."""
+    match = re.search(r'op_name="([^"]*)"', self.rest)
+    return match.group(1) if match else ""
+
+  @property
+  def collective(self):
+    """The kind of collective that it is, or None."""
+    kind = self.opcode.removesuffix("-start")
+    return kind if kind in COLLECTIVES else None
+
+  @property
+  def kernel_cost(self):
+    """(FLOPs, bytes) that the author of a Pallas kernel gave it, or None."""
+    match = self.opcode == "custom-call" and _KERNEL.search(self.rest)
+    return tuple(map(int, match.groups())) if match else None

@@ -1,0 +1,1 @@
+"""The network: BERT's blocks and heads; knows no files and no optimizer."""

@@ -1,0 +1,172 @@
+"""The encoder of BERT: post-LN blocks of attention and feed-forward.
+
+Shapes are spelled as in `bert.py`.
+"""
+
+from flax import linen as nn
+
+from bert_jax.model.activations import ACTIVATIONS
+from bert_jax.model.attention import dot_product_attention
+from bert_jax.model.bert_config import BertConfig
+from bert_jax.model.dropout import dropout
+from bert_jax.model.matmul import add_bias, einsum
+
+DROPOUTS_A_LAYER = 3
+
+
+def create_layer_norm(config):
+  """Returns the LayerNorm of every sublayer; statistics are float32."""
+  return nn.LayerNorm(
+    epsilon=config.layer_norm_eps, dtype=config.dtype, name="LayerNorm"
+  )
+
+
+class Dense(nn.Module):
+  """A linear map of the last dimension.
+
+  Attributes:
+    config: architecture, for dtype and initializer.
+    features: size of what comes out.
+  """
+
+  config: BertConfig
+  features: int
+
+  @nn.compact
+  def __call__(self, x):
+    """Maps float [..., in] to float [..., out]."""
+    dtype = self.config.dtype
+    shape = (x.shape[-1], self.features)
+    kernel = self.param("kernel", self.config.kernel_init, shape)
+    bias = self.param("bias", nn.initializers.zeros, shape[1:])
+    x = einsum("...I,IO->...O", x.astype(dtype), kernel.astype(dtype))
+    return add_bias(x, bias)
+
+
+class SelfAttention(nn.Module):
+  """Multi-head self-attention over a padded batch.
+
+  Attributes:
+    config: architecture; `hidden_size` must divide by the head count.
+  """
+
+  config: BertConfig
+
+  @nn.compact
+  def __call__(self, x, attention_mask, dropout_words):
+    """Mixes information across positions.
+
+    Args:
+      x: float [B, L, D].
+      attention_mask: bool [B, L]; False marks padding, which nobody reads.
+      dropout_words: int32 [2, B], see `dropout.draw_words`, or None for none.
+
+    Returns:
+      float [B, L, D].
+    """
+    config = self.config
+    return dot_product_attention(
+      Dense(config, config.hidden_size, name="query")(x),
+      Dense(config, config.hidden_size, name="key")(x),
+      Dense(config, config.hidden_size, name="value")(x),
+      attention_mask,
+      config.num_attention_heads,
+      config.attention_probs_dropout_prob,
+      dropout_words,
+    )
+
+
+class SublayerOutput(nn.Module):
+  """The end of both sublayers: `LN(residual + dropout(dense(x)))`.
+
+  Attributes:
+    config: architecture.
+  """
+
+  config: BertConfig
+
+  @nn.compact
+  def __call__(self, x, residual, dropout_words):
+    """Projects to D and adds to what came in.
+
+    Args:
+      x: float [B, L, D] or [B, L, F].
+      residual: float [B, L, D], the sublayer's input.
+      dropout_words: see `SelfAttention`.
+
+    Returns:
+      float [B, L, D].
+    """
+    config = self.config
+    x = Dense(config, config.hidden_size, name="dense")(x)
+    x = dropout(x, config.hidden_dropout_prob, dropout_words)
+    return create_layer_norm(config)(residual + x)
+
+
+class Attention(nn.Module):
+  """The first sublayer: self-attention and its output."""
+
+  config: BertConfig
+
+  @nn.compact
+  def __call__(self, x, attention_mask, dropout_words):
+    """Same as `SelfAttention`, but with the words of two dropouts."""
+    probs_words, output_words = dropout_words
+    y = SelfAttention(self.config, name="self")(x, attention_mask, probs_words)
+    return SublayerOutput(self.config, name="output")(y, x, output_words)
+
+
+class Intermediate(nn.Module):
+  """The wide half of the feed-forward sublayer."""
+
+  config: BertConfig
+
+  @nn.compact
+  def __call__(self, x):
+    """Maps float [B, L, D] to float [B, L, F]."""
+    config = self.config
+    x = Dense(config, config.intermediate_size, name="dense")(x)
+    return ACTIVATIONS[config.hidden_act](x)
+
+
+class BertLayer(nn.Module):
+  """One post-LN block: attention, then feed-forward."""
+
+  config: BertConfig
+
+  @nn.compact
+  def __call__(self, x, attention_mask, dropout_words):
+    """Same as `SelfAttention`, but with the words of `DROPOUTS_A_LAYER`."""
+    *attention_words, output_words = dropout_words
+    x = Attention(self.config, name="attention")(
+      x, attention_mask, attention_words
+    )
+    y = Intermediate(self.config, name="intermediate")(x)
+    return SublayerOutput(self.config, name="output")(y, x, output_words)
+
+
+class BertEncoder(nn.Module):
+  """The stack of blocks.
+
+  Unrolled: scanned layers stack their residuals and optimizer state in
+  memory, which costs a TPU more than the longer compilation.
+  """
+
+  config: BertConfig
+
+  @nn.compact
+  def __call__(self, x, attention_mask, dropout_words):
+    """Same arguments as `SelfAttention`, but with the words of all layers.
+
+    Returns:
+      tuple of num_hidden_layers + 1 float [B, L, D]: the input, then the
+      output of each block.
+    """
+    Layer = nn.remat(BertLayer) if self.config.remat else BertLayer
+    hidden_states = [x]
+    for i in range(self.config.num_hidden_layers):
+      first = DROPOUTS_A_LAYER * i
+      words = dropout_words[first : first + DROPOUTS_A_LAYER]
+      x = Layer(self.config, name=f"layer_{i}")(x, attention_mask, words)
+      hidden_states.append(x)
+    return tuple(hidden_states)

@@ -1,0 +1,1 @@
+"""A pod that nobody has rented: does it fit, how long, how much."""

@@ -1,0 +1,269 @@
+"""Tries meshes and micro-batches, and says what is fastest and cheapest.
+
+Only settings that leave the training what it is: how devices are arranged
+(`mesh`), in how many passes a batch goes through (`optimizer.
+grad_accumulation`), whether layers are computed again (`model.remat`) and which
+slice is rented. More passes and remat save memory, so they are tried where it
+does not fit without; more passes also where one makes more than a chip holds
+close to its cores.
+"""
+
+import copy
+import dataclasses
+import math
+import re
+
+from bert_jax.errors import UserError
+from bert_jax.planning import memory_advice, step_plan
+from bert_jax.planning.compiler_process import run_jobs
+from bert_jax.pretraining import run as run_lib
+
+# Rounds of trying what follows from the round before.
+_NUM_ROUNDS = 3
+# On a device, in one pass: 4,096 x 128 on 16 chips of v5e takes 146 ms in one
+# pass of four times as many and 138 ms in four, by the compiler's estimate.
+_MANY_TOKENS = 2**13
+
+
+def plan_candidates(candidates, hlo_dir=None):
+  """Plans every phase of some candidates.
+
+  Args:
+    candidates: list of `Candidate`.
+    hlo_dir: see `step_plan.plan_phase`; a folder for each of several slices.
+
+  Returns:
+    list of dicts of phase name to what `step_plan.plan_phase` returned, or to
+    a `UserError`; one for each candidate.
+  """
+  jobs = {}
+  for candidate in candidates:
+    folder = hlo_dir and f"{hlo_dir}/{candidate.folder}"
+    for name in active_phases(candidate.config):
+      arguments = (
+        candidate.config,
+        candidate.slice,
+        name,
+        folder if len(candidates) > 1 else hlo_dir,
+      )
+      jobs[f"{name} on {candidate}"] = arguments
+  results = run_jobs(step_plan.plan_phase, jobs, "plan")
+  return [
+    {
+      name: results[f"{name} on {candidate}"]
+      for name in active_phases(candidate.config)
+    }
+    for candidate in candidates
+  ]
+
+
+def search(config, slices, max_candidates, hlo_dir=None):
+  """Looks for settings that fit and are fast.
+
+  Args:
+    config: the run's settings, validated.
+    slices: list of `slices.Slice`.
+    max_candidates: how many to compile at most in a first round; the next
+      rounds try them in more passes and with remat.
+    hlo_dir: see `plan_candidates`.
+
+  Returns:
+    (list of (`Candidate`, phases as by `plan_candidates`), number of
+    candidates left out).
+
+  Raises:
+    UserError: the batches divide over no mesh.
+  """
+  candidates = [
+    candidate
+    for planned in slices
+    for candidate in list_candidates(config, planned)
+  ]
+  if not candidates:
+    sizes = [config[name].batch_size for name in active_phases(config)]
+    raise UserError(
+      f"batches of {sizes} sequences divide over no mesh of "
+      f"{', '.join(map(str, slices))}; expected a phase's batch_size that is a "
+      "multiple of the devices, or fewer chips"
+    )
+  # The plainest meshes of all slices first.
+  candidates.sort(key=lambda c: c.plainness)
+  found, trying = [], candidates[:max_candidates]
+  for _ in range(_NUM_ROUNDS):
+    if not trying:
+      break
+    results = plan_candidates(trying, hlo_dir)
+    pairs = list(zip(trying, results, strict=True))
+    found += pairs
+    # By name, since two may come to the same.
+    trying = {str(c): c for pair in pairs for c in _to_try_next(*pair)}
+    trying = list(trying.values())
+  return found, max(0, len(candidates) - max_candidates)
+
+
+def list_candidates(config, planned):
+  """Lists the meshes of a slice that the model and the batches divide by.
+
+  Args:
+    config: the run's settings, validated.
+    planned: `slices.Slice`.
+
+  Returns:
+    list of `Candidate` in one pass each.
+  """
+  n = planned.num_devices
+  powers = [2**i for i in range(n.bit_length()) if n % 2**i == 0]
+  found = []
+  for fsdp in powers:
+    for model in powers:
+      if n % (fsdp * model) == 0 and _divides(config, n, fsdp, model):
+        mesh = {"data": n // fsdp // model, "fsdp": fsdp, "model": model}
+        changes = {f"mesh.{axis}": size for axis, size in mesh.items()}
+        changes["optimizer.grad_accumulation"] = 1
+        found.append(_change(config, planned, changes))
+  return found
+
+
+def _divides(config, n, fsdp, model):
+  width = config.model
+  rows = [config[name].batch_size for name in active_phases(config)]
+  split_by_model = (width.num_attention_heads, width.intermediate_size)
+  # The padded table has a multiple of 128 rows.
+  return (
+    all(size % (n // model) == 0 for size in rows)
+    and all(size % model == 0 for size in split_by_model)
+    and 128 % model == 0
+    and width.hidden_size % fsdp == 0
+  )
+
+
+def _change(config, planned, changes):
+  config = copy.deepcopy(config)
+  config.update_from_flattened_dict(changes)
+  return Candidate(config, planned)
+
+
+def _to_try_next(candidate, phases):
+  """Lists candidates that may fit where this one did not, or be faster."""
+  config = candidate.config
+  reports = [r for r in phases.values() if not isinstance(r, UserError)]
+  missing = [report for report in reports if not report["fits"]]
+  if not missing:
+    plain = config.optimizer.grad_accumulation == 1 and not config.model.remat
+    passes = _passes_of_few_tokens(candidate)
+    if not plain or passes == 1 or len(reports) < len(phases):
+      return []
+    change = {"optimizer.grad_accumulation": passes}
+    return [_change(config, candidate.slice, change)]
+  changes = []
+  passes = [
+    memory_advice.fitting_accumulation(config, report) for report in missing
+  ]
+  if None not in passes:
+    changes.append({"optimizer.grad_accumulation": max(passes)})
+  if not config.model.remat:
+    changes.append({"model.remat": True})
+  return [_change(config, candidate.slice, change) for change in changes]
+
+
+def _passes_of_few_tokens(candidate):
+  """Returns in how many passes no phase has many tokens at a time."""
+  mesh, passes = candidate.mesh, []
+  for name in active_phases(candidate.config):
+    phase = candidate.config[name]
+    rows = phase.batch_size // (mesh["data"] * mesh["fsdp"])
+    choices = [2**i for i in range(rows.bit_length()) if rows % 2**i == 0]
+    few = [
+      n for n in choices if rows // n * phase.max_seq_length >= _MANY_TOKENS
+    ]
+    passes.append(max(few, default=1))
+  return min(passes)
+
+
+def active_phases(config):
+  """Returns the names of the phases that a run has."""
+  return [name for name in run_lib.PHASES if config[name].num_steps]
+
+
+def total(phases, num_chips, price_per_chip_hour):
+  """Adds the phases up: hours, and money if there is a price.
+
+  Args:
+    phases: dict of phase name to what `step_plan.plan_phase` returned.
+    num_chips: of the slice.
+    price_per_chip_hour: in any currency, or None.
+
+  Returns:
+    dict of `fits` and, if so, `hours`, `chip_hours`, `hours_range`, `money`,
+    `money_range`.
+  """
+  phases = phases.values()
+  if not all(phase["fits"] for phase in phases):
+    return {"fits": False}
+
+  def hours(seconds_of):
+    return sum(p["num_steps"] * seconds_of(p) for p in phases) / 3600
+
+  result = {
+    "fits": True,
+    "hours": hours(lambda p: p["step_seconds"]),
+    "hours_range": [
+      hours(lambda p, i=i: p["step_seconds_range"][i]) for i in (0, 1)
+    ],
+  }
+  result["chip_hours"] = num_chips * result["hours"]
+  if price_per_chip_hour is not None:
+    chip_price = num_chips * price_per_chip_hour
+    result["money"] = chip_price * result["hours"]
+    result["money_range"] = [chip_price * h for h in result["hours_range"]]
+  return result
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+  """Settings on a slice.
+
+  Attributes:
+    config: the run's settings.
+    slice: `slices.Slice`.
+  """
+
+  config: object
+  slice: object
+
+  def __str__(self):
+    mesh = self.mesh
+    sizes = "x".join(map(str, mesh.values()))
+    passes = self.config.optimizer.grad_accumulation
+    more = f" in {passes} passes" if passes > 1 else ""
+    more += ", remat" if self.config.model.remat else ""
+    return f"{self.slice}, mesh {sizes}{more}"
+
+  @property
+  def mesh(self):
+    """Devices an axis, dict; -1 is worked out."""
+    mesh = dict(self.config.mesh)
+    fixed = math.prod(size for size in mesh.values() if size != -1)
+    left = self.slice.num_devices // fixed
+    return {k: left if size == -1 else size for k, size in mesh.items()}
+
+  @property
+  def folder(self):
+    """Name of a folder of its own."""
+    return re.sub(r"\W+", "_", str(self))
+
+  @property
+  def plainness(self):
+    """Sorts meshes: those that split the least of the model first."""
+    mesh = self.config.mesh
+    return mesh.fsdp * mesh.model, mesh.model
+
+  @property
+  def overrides(self):
+    """The flags that make any run like this one."""
+    changes = {f"mesh.{k}": v for k, v in self.mesh.items()}
+    changes["optimizer.grad_accumulation"] = (
+      self.config.optimizer.grad_accumulation
+    )
+    changes["model.remat"] = self.config.model.remat
+    return " ".join(f"--config.{k}={v}" for k, v in changes.items())

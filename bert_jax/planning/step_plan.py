@@ -1,0 +1,222 @@
+"""Compiles the step of a phase for a slice and reads time and memory off it.
+
+How far to trust the time: see `plan.py`.
+"""
+
+import collections
+import dataclasses
+import re
+
+import jax
+from etils import epath
+
+from bert_jax.hlo import cost as cost_lib
+from bert_jax.hlo import memory as memory_lib
+from bert_jax.planning import slices
+from bert_jax.pretraining import objective
+from bert_jax.pretraining import run as run_lib
+from bert_jax.sharding import compiler_options, partitioning
+from bert_jax.training import flops
+
+# Of the work and of the whole; `plan.py` says where they come from.
+RANGE = (0.8, 1.4)
+
+# Parts of the model by the compiler's name of an operation, first match wins.
+_WORK_PARTS = (
+  ("attention", r"/attention/self/"),
+  ("dense layers", r"/layer/|/encoder/"),
+  ("embeddings", r"/embeddings/"),
+  ("heads", r"/cls/|/pooler/|loss"),
+)
+
+_OUT_OF_MEMORY = re.compile(
+  r"HLO temporaries \((?P<temporaries>[\d.]+\w)\) exceeds"
+  r"|Used (?P<all>[\d.]+\w) of [\d.]+\w hbm"
+)
+
+
+def plan_phase(config, planned, name, hlo_dir=None):
+  """Plans one phase of a run.
+
+  Args:
+    config: the run's settings, validated.
+    planned: `slices.Slice`.
+    name: "phase1" or "phase2".
+    hlo_dir: folder for the compiled program `<name>.txt`, or None.
+
+  Returns:
+    dict of what `plan --json` prints for a phase; seconds, bytes and FLOPs,
+    bytes for one device. Where the step does not fit, `needed_bytes` instead
+    of times.
+
+  Raises:
+    UserError: the settings do not fit the slice.
+  """
+  jax.config.update("jax_platforms", "cpu")
+  run = create_run(config, planned)
+  report = _known_before(run, planned, name)
+  try:
+    compiled = compile_step(run, name)
+  except jax.errors.JaxRuntimeError as e:
+    temporaries = _missing_memory(str(e), report["memory_bytes"])
+    if temporaries is None:
+      raise
+    memory = report["memory_bytes"]
+    memory["activations_and_temporaries"] = temporaries
+    needed = sum(memory.values())
+    return report | {"fits": False, "needed_bytes": needed}
+  text = compiled.as_text()
+  if hlo_dir:
+    folder = epath.Path(hlo_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.txt").write_text(text)
+  memory = report["memory_bytes"] | _read_memory(text, compiled)
+  memory["total"] = sum(memory.values())
+  return (
+    report
+    | {"fits": True, "memory_bytes": memory}
+    | _read_times(text, planned, report)
+  )
+
+
+def create_run(config, planned):
+  """Returns a `Run` on the devices of a slice."""
+  return run_lib.create_planned_run(config, slices.describe_devices(planned))
+
+
+def compile_step(run, name):
+  """Compiles the train step of phase `name` for the run's mesh."""
+  state = run_lib.abstract_sharded_state(run)
+  train_step = objective.make_train_step(run, name, state)
+  batch = run_lib.abstract_batch(run, name)
+  return compiler_options.compile_step(train_step.lower(state, batch))
+
+
+def sharding_table(run):
+  """Lists how every parameter is split.
+
+  Args:
+    run: `Run`.
+
+  Returns:
+    list of (path, shape, logical axes, mesh axes between the steps, bytes a
+    device between the steps).
+  """
+  params = run_lib.abstract_sharded_state(run).params
+  rows = []
+  for path, leaf in jax.tree.leaves_with_path(params):
+    name = "/".join(entry.key for entry in path)
+    axes = partitioning.param_axes(name, leaf.shape)
+    spec = tuple(leaf.sharding.spec)
+    rows.append((name, leaf.shape, axes, spec, partitioning.device_bytes(leaf)))
+  return rows
+
+
+def _known_before(run, planned, name):
+  """Returns what needs no compiler: sizes, and what a device must hold."""
+  phase = run.config[name]
+  state = run_lib.abstract_sharded_state(run)
+  model_flops = flops.count_train_flops(
+    run.bert_config,
+    phase.batch_size,
+    phase.max_seq_length,
+    phase.max_predictions,
+  )
+  peak = planned.num_devices * planned.rates.peak_flops
+  return {
+    "mesh": dict(run.mesh.shape),
+    "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+    "max_seq_length": phase.max_seq_length,
+    "batch_size": phase.batch_size,
+    "grad_accumulation": run.config.optimizer.grad_accumulation,
+    "remat": run.config.model.remat,
+    "num_steps": phase.num_steps,
+    "model_flops": model_flops,
+    "best_step_seconds": model_flops / peak,
+    "hbm_bytes": planned.generation.hbm_bytes,
+    "memory_bytes": {
+      "parameters": partitioning.device_bytes(state.params),
+      "optimizer": partitioning.device_bytes(state.opt_state),
+      "batch": partitioning.device_bytes(run_lib.abstract_batch(run, name)),
+    },
+  }
+
+
+def _read_memory(text, compiled):
+  """Returns what else lies in a device's memory, by kind."""
+  made = memory_lib.count_made_bytes(compiled, "tpu")
+  activations = min(memory_lib.count_activations(text), made)
+  return {
+    "activations": activations,
+    "temporaries": made - activations,
+    "program": compiled.memory_analysis().generated_code_size_in_bytes,
+  }
+
+
+def _read_times(text, planned, report):
+  """Returns the estimates of a step's time, and what they are made of."""
+  cost = cost_lib.estimate(text, planned.rates)
+  best_rates = dataclasses.replace(
+    planned.rates, num_links=planned.num_most_links
+  )
+  best_cost = cost_lib.estimate(text, best_rates)
+  best = report["best_step_seconds"]
+  seconds = max(cost.seconds, best)
+  # What is neither a matrix product at the peak nor waiting for the links.
+  parts = {
+    "matrix products": best,
+    "links": cost.exposed_seconds,
+    "memory and vector work": seconds - best - cost.exposed_seconds,
+  }
+  return {
+    "compute_seconds": cost.compute_seconds,
+    "kernel_seconds": cost.kernel_seconds,
+    "work_part_seconds": _work_parts(cost, planned.rates.clock_hz),
+    "collective_seconds": cost.collective_seconds,
+    "exposed_collective_seconds": cost.exposed_seconds,
+    "collective_bytes": dict(cost.collective_bytes),
+    "collective_count": dict(cost.collective_count),
+    "no_estimate": dict(cost.uncosted),
+    "step_seconds": seconds,
+    "step_seconds_range": [
+      max(RANGE[0] * best_cost.seconds, best),
+      RANGE[1] * seconds,
+    ],
+    "mfu": best / seconds,
+    "sequences_per_second": report["batch_size"] / seconds,
+    "part_seconds": parts,
+    "bound_by": max(parts, key=parts.get),
+  }
+
+
+def _work_parts(cost, clock_hz):
+  """Returns the seconds of the compiler's estimates by part of the model."""
+  parts = collections.Counter()
+  for op, cycles in cost.cycles_by_op.items():
+    found = (part for part, pattern in _WORK_PARTS if re.search(pattern, op))
+    # A fusion goes by the last of its operations.
+    parts[next(found, "update and rest")] += cycles / clock_hz
+  return dict(parts)
+
+
+def _missing_memory(message, known):
+  """Returns the bytes that a step makes on its way, from an error of libtpu.
+
+  Args:
+    message: str.
+    known: bytes by kind of what it must hold anyway.
+
+  Returns:
+    float, or None where the message is about something else.
+  """
+  match = "RESOURCE_EXHAUSTED" in message and _OUT_OF_MEMORY.search(message)
+  if not match:
+    return None
+  if match["temporaries"]:
+    return _parse_size(match["temporaries"])
+  return _parse_size(match["all"]) - sum(known.values())
+
+
+def _parse_size(text):
+  """Reads the bytes of "184.51G", as libtpu writes sizes."""
+  return float(text[:-1]) * 2.0 ** (10 * (1 + "KMGT".index(text[-1])))

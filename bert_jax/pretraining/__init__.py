@@ -1,0 +1,1 @@
+"""BERT's two tasks: masked language model and next sentence."""

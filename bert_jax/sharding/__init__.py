@@ -1,0 +1,1 @@
+"""The mesh: which device holds what, and how it crosses the links."""

@@ -1,0 +1,294 @@
+"""The training loop: steps, reports, evaluation, checkpoints, signals.
+
+What it runs is a list of stages, such as the two phases of pretraining or one
+fine-tuning. The compiled programs of all stages are there before the first
+step, so that nothing waits for a compiler, or fails in it, hours later.
+"""
+
+import concurrent.futures
+import dataclasses
+import datetime
+import signal
+import time
+from collections.abc import Callable
+
+import jax
+import ml_collections
+import tqdm
+
+from bert_jax.distributed.hosts import Hosts
+from bert_jax.errors import UserError
+from bert_jax.hlo import memory
+from bert_jax.sharding import compiler_options, partitioning
+from bert_jax.training import flops
+from bert_jax.training.step_clock import StepClock
+
+# Updates skipped in a row, for a loss or gradient that is not finite, before
+# the run stops.
+MAX_SKIPPED_STEPS = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """Consecutive steps of one kind.
+
+  Attributes:
+    name: such as "phase1".
+    end: the step with which it ends, counted over all stages.
+    batch_size: sequences a step, over all devices.
+    max_seq_length: slots a sequence.
+    flops_per_step: model FLOPs, over all devices.
+    train_step: jitted (state, batch) -> (state, metrics); see `step.py`.
+    abstract_batch: dict of `ShapeDtypeStruct` with shardings.
+    iterate_batches: function of the steps done so far to an iterator over the
+      rows that this process feeds, dicts of numpy arrays, to the stage's end.
+    evaluate: function of params to a dict of floats.
+  """
+
+  name: str
+  end: int
+  batch_size: int
+  max_seq_length: int
+  flops_per_step: float
+  train_step: Callable
+  abstract_batch: dict
+  iterate_batches: Callable
+  evaluate: Callable
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+  """What all stages share.
+
+  Attributes:
+    config: the run's settings.
+    mesh: `jax.sharding.Mesh`.
+    writer: `MetricWriter`.
+    save: function (state, held-out row of this step or None) that begins to
+      write a checkpoint.
+    summary: function of a row of metrics to a short text.
+    hosts: `Hosts`; this process alone by default.
+    started: `time.monotonic()` when the run was started; now by default.
+  """
+
+  config: ml_collections.ConfigDict
+  mesh: jax.sharding.Mesh
+  writer: object
+  save: Callable
+  summary: Callable
+  hosts: Hosts = dataclasses.field(default_factory=Hosts)
+  started: float = dataclasses.field(default_factory=time.monotonic)
+
+
+def train(loop, stages, state):
+  """Runs every stage from where the state is.
+
+  Args:
+    loop: `Loop`.
+    stages: list of `Stage`, in order.
+    state: `TrainState`.
+
+  Returns:
+    (`TrainState` at the end, number of the signal that stopped it or None).
+
+  Raises:
+    UserError: the loss is not finite any more.
+  """
+  step = int(state.step)
+  stages = [stage for stage in stages if step < stage.end]
+  started = time.monotonic()
+  programs = compile_stages(stages, state)
+  names = " and ".join(stage.name for stage in stages)
+  print(f"train: compiled {names} in {time.monotonic() - started:.1f} s")
+  for stage, program in zip(stages, programs, strict=True):
+    print(_figures(stage, program, state))
+  # Those that are done first must not give up on the others, as the CPU's
+  # collectives do after half a minute.
+  loop.hosts.gather(None)
+  caught = _catch_signals()
+  stopping = loop.hosts.make_stopping(caught, step)
+  for stage, program in zip(stages, programs, strict=True):
+    state, stopped = _train_stage(
+      loop, stage, program, stages[-1].end, state, stopping
+    )
+    if stopped:
+      return state, caught[0]
+  return state, None
+
+
+def compile_stages(stages, state):
+  """Compiles the train steps of all stages, side by side.
+
+  Args:
+    stages: list of `Stage`.
+    state: `TrainState` of arrays, or of shapes with shardings.
+
+  Returns:
+    list of compiled programs, each (state, batch) -> (state, metrics).
+  """
+  # Tracing is Python and takes turns; compiling is not and does not.
+  lowered = [
+    stage.train_step.lower(state, stage.abstract_batch) for stage in stages
+  ]
+  with concurrent.futures.ThreadPoolExecutor(len(stages)) as threads:
+    return list(threads.map(compiler_options.compile_step, lowered))
+
+
+def _figures(stage, program, state):
+  """Returns a line on what a step takes, before the first one is made."""
+  params_bytes, opt_bytes = map(
+    partitioning.device_bytes, (state.params, state.opt_state)
+  )
+  made = memory.count_made_bytes(program, jax.default_backend())
+  line = (
+    f"{stage.name}: {stage.batch_size:,} x {stage.max_seq_length}, "
+    f"{stage.flops_per_step / 1e12:.4g} model TFLOPs a step; GB a device: "
+    f"parameters {params_bytes / 1e9:.3f}, optimizer {opt_bytes / 1e9:.3f}, "
+    f"activations and temporaries {made / 1e9:.3f}"
+  )
+  peak = _peak_flops()
+  if peak:
+    line += f"; {1e3 * stage.flops_per_step / peak:.2f} ms a step at the peak"
+  return line
+
+
+def _peak_flops():
+  """Returns FLOP/s of all devices together, or None if not known."""
+  peak = flops.peak_flops(jax.devices()[0])
+  return peak and peak * jax.device_count()
+
+
+def _catch_signals():
+  """Returns a list that a SIGTERM or SIGINT will put its number in.
+
+  The loop looks at it between steps; a second signal ends the process.
+  """
+  caught = []
+
+  def note(number, frame):
+    del frame
+    caught.append(number)
+    signal.signal(number, signal.SIG_DFL)
+
+  for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, note)
+  return caught
+
+
+def _train_stage(loop, stage, train_step, num_steps, state, stopping):
+  """Trains one stage from where the state is.
+
+  Args:
+    loop: `Loop`.
+    stage: `Stage`.
+    train_step: its compiled program.
+    num_steps: steps of all stages.
+    state: `TrainState`, its step within the stage.
+    stopping: function of the step to whether the stage ends early with it.
+
+  Returns:
+    (`TrainState` at the end, whether it ended early).
+  """
+  config, first = loop.config, int(state.step)
+  batches = stage.iterate_batches(first)
+  clock = _create_clock(stage)
+  with tqdm.tqdm(
+    desc=stage.name, total=num_steps, initial=first, unit="step", disable=None
+  ) as bar:
+    for step in range(first + 1, stage.end + 1):
+      state, step_metrics = take_step(
+        train_step, state, batches, loop.mesh, clock
+      )
+      if step == first + 1:
+        seconds = time.monotonic() - loop.started
+        bar.write(f"{stage.name}: first step done {seconds:.1f} s after start")
+      bar.update()
+      # Looked at once a step: whatever ends the loop also saves.
+      stopped = stopping(step)
+      last = step == stage.end or stopped
+      if last or step % config.log.every_steps == 0:
+        row = _train_row(step, stage.name, step_metrics, clock)
+        loop.writer.write(row)
+        _show(bar, row, loop.summary, num_steps, clock)
+      evaluated = None
+      if step == stage.end or step % config.eval.every_steps == 0:
+        with clock.paused():
+          evaluated = {"step": step, "split": "eval", "phase": stage.name}
+          evaluated |= stage.evaluate(state.params)
+          loop.writer.write(evaluated)
+          _show(bar, evaluated, loop.summary, num_steps, clock)
+      # What was measured is also saved: it may be the best.
+      if last or evaluated or step % config.checkpoint.every_steps == 0:
+        with clock.paused():
+          loop.save(state, evaluated)
+      if stopped:
+        break
+  return state, stopped
+
+
+def take_step(train_step, state, batches, mesh, clock):
+  """Fetches a batch and trains on it.
+
+  Args:
+    train_step: compiled program of a stage.
+    state: `TrainState`; it is donated.
+    batches: iterator of this process' rows.
+    mesh: `jax.sharding.Mesh`.
+    clock: `StepClock`, which counts the step and the wait for its batch.
+
+  Returns:
+    (`TrainState`, dict of metrics), as the program gives them.
+  """
+  with clock.waiting():
+    batch = next(batches)
+  batch = partitioning.global_batch(mesh, batch)
+  clock.let_finish()
+  state, metrics = train_step(state, batch)
+  clock.count_step(metrics)
+  return state, metrics
+
+
+def _create_clock(stage):
+  return StepClock(
+    stage.batch_size,
+    stage.max_seq_length,
+    stage.flops_per_step,
+    _peak_flops(),
+  )
+
+
+def _train_row(step, name, step_metrics, clock):
+  """Fetches a step's metrics and adds the speed since the last row."""
+  values = {k: float(v) for k, v in jax.device_get(step_metrics).items()}
+  skipped = int(values.pop("skipped_steps"))
+  if skipped >= MAX_SKIPPED_STEPS:
+    raise UserError(
+      f"the loss or gradient was not finite in {skipped} steps in a row up to "
+      f"step {step}; the last checkpoint is from before (lower "
+      "--config.optimizer.learning_rate, or raise warmup_steps)"
+    )
+  row = {"step": step, "split": "train", "phase": name} | values
+  return row | clock.rates(values.get("fill"))
+
+
+def _show(bar, row, summary, num_steps, clock):
+  """Shows a row: in the bar on a terminal, as a line elsewhere."""
+  if row["split"] == "eval":
+    bar.write(f"step {row['step']:,} held out: {summary(row)}")
+  elif bar.disable:
+    left = clock.seconds_per_step * (num_steps - row["step"])
+    print(
+      f"step {row['step']:,}/{num_steps:,} {row['phase']}: {summary(row)}, "
+      f"{_speed(row, clock)}, {datetime.timedelta(seconds=round(left))} left",
+      flush=True,
+    )
+  else:
+    bar.set_postfix_str(f"{summary(row)}, {_speed(row, clock)}")
+
+
+def _speed(row, clock):
+  speed = (
+    f"{row.get('sequences_per_second', 0):,.0f} sequences/s, "
+    f"{1e3 * clock.seconds_per_step:,.1f} ms a step"
+  )
+  return f"{speed}, MFU {row['mfu']:.2f}" if row.get("mfu") else speed

@@ -1,0 +1,307 @@
+"""Weights and folders in Hugging Face's form, without torch or transformers.
+
+Our parameter names are Hugging Face's but for the spelling; `_LAYOUTS` says
+how the arrays differ. Both directions read that one table. `hf_folder.py`
+reads folders, here they are written.
+"""
+
+import dataclasses
+import functools
+import json
+import re
+
+import flax.traverse_util
+import jax
+import numpy as np
+import safetensors.numpy
+from etils import epath
+
+from bert_jax.data.tokenization import create_tokenizer
+from bert_jax.errors import UserError
+from bert_jax.model.bert import BertConfig, create_params
+
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+
+# What each export leaves out, and the class it is for. A tensor that the
+# class does not know, or does not find, makes transformers 5 warn.
+HEADS = {
+  "pretraining": ("BertForPreTraining", ()),
+  "mlm": ("BertForMaskedLM", ("bert/pooler", "cls/seq_relationship")),
+  "encoder": ("BertModel", ("cls",)),
+}
+# The same for fine-tuned models, which have one head.
+TASK_HEADS = {
+  "sequence-classification": ("BertForSequenceClassification", ()),
+  "token-classification": ("BertForTokenClassification", ()),
+  "question-answering": ("BertForQuestionAnswering", ()),
+}
+_ALL_HEADS = HEADS | TASK_HEADS
+
+# Path of a parameter; to Hugging Face's array, given the vocabulary's size;
+# and back to a shape of ours. The first row that matches counts.
+_LAYOUTS = (
+  # [V, ...]: the padding of the vocabulary stays here.
+  (
+    r"bert/embeddings/word_embeddings|cls/predictions/bias",
+    lambda x, vocab_size: x[:vocab_size],
+    lambda x, shape: np.pad(
+      x, [(0, to - size) for size, to in zip(x.shape, shape, strict=True)]
+    ),
+  ),
+  # [in, out] to torch's [out, in].
+  (r".*/kernel", lambda x, _: x.T, lambda x, _: x.T),
+  (r".*", lambda x, _: x, lambda x, _: x),
+)
+
+# Copies that some files hold, and what they are copies of.
+_TIED = {
+  "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+  "cls.predictions.decoder.bias": "cls.predictions.bias",
+}
+
+# Hugging Face's "dtype" is that of the file, ours that of the arithmetic; how
+# gradients are computed is not the model's.
+_OWN_FIELDS = ("dtype", "remat")
+SHARED_FIELDS = tuple(
+  field.name
+  for field in dataclasses.fields(BertConfig)
+  if field.name not in _OWN_FIELDS
+)
+
+_SPECIAL_TOKENS_MAP = {
+  "cls_token": "[CLS]",
+  "mask_token": "[MASK]",
+  "pad_token": "[PAD]",
+  "sep_token": "[SEP]",
+  "unk_token": "[UNK]",
+}
+
+
+def to_hf(params, config, heads):
+  """Converts parameters to Hugging Face's tensors.
+
+  Args:
+    params: parameters of `BertForPreTraining`, or of a fine-tuned model.
+    config: `BertConfig`.
+    heads: which model they are for, a key of `HEADS` or `TASK_HEADS`.
+
+  Returns:
+    dict of name to contiguous float32 numpy array; the padding of the
+    vocabulary is cut off. Tied tensors are left out, as transformers does.
+  """
+  _, excluded = _ALL_HEADS[heads]
+  tensors = {}
+  for path, array in _flatten(params).items():
+    if path.startswith(excluded):
+      continue
+    name = hf_name(path)
+    if heads == "encoder":
+      name = name.removeprefix("bert.")
+    tensor = _to_tensor(path, config, np.asarray(array, np.float32))
+    # safetensors writes the wrong numbers for a transposed view.
+    tensors[name] = np.ascontiguousarray(tensor)
+  return tensors
+
+
+def from_hf(tensors, config):
+  """Converts Hugging Face's tensors to parameters.
+
+  Args:
+    tensors: dict of name to numpy array, of any BERT class. Names without
+      the "bert." prefix and TensorFlow's LayerNorm names are understood.
+    config: `BertConfig`.
+
+  Returns:
+    params: nested dict of float32 numpy arrays. The pooler and the
+      pretraining heads are there if the tensors hold them.
+    unused: tuple of names that have no place in it, such as another head's;
+      buffers and copies of tied tensors are not among them.
+
+  Raises:
+    UserError: a tensor of the embeddings or the encoder is missing, or a
+      shape does not fit `config`.
+  """
+  found = {_modern_name(name): name for name in tensors}
+  shapes = jax.eval_shape(lambda: create_params(config, jax.random.key(0)))
+  params, used = {}, set()
+  for path, abstract in _flatten(shapes).items():
+    name = hf_name(path)
+    spelled = found.get(name)
+    if spelled is None:
+      if path.startswith(("bert/embeddings", "bert/encoder")):
+        raise UserError(f"the weights have no {name}; expected a whole BERT")
+      continue
+    used.add(spelled)
+    params[path] = _from_tensor(path, config, tensors[spelled], abstract)
+  unused = tuple(
+    spelled
+    for name, spelled in found.items()
+    if spelled not in used
+    and not name.endswith("position_ids")
+    and not _is_tied_copy(name, tensors[spelled], found, tensors)
+  )
+  return flax.traverse_util.unflatten_dict(params, sep="/"), unused
+
+
+def _modern_name(name):
+  """Spells a tensor of any BERT class as `BertForPreTraining` does today."""
+  name = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))
+  return re.sub(r"^(?=(embeddings|encoder|pooler)\.)", "bert.", name)
+
+
+def _is_tied_copy(name, tensor, found, tensors):
+  """Tells whether a tensor repeats the one it is tied to."""
+  original = found.get(_TIED.get(name))
+  return original is not None and np.array_equal(tensor, tensors[original])
+
+
+def _from_tensor(path, config, tensor, abstract):
+  """Returns a parameter of one of Hugging Face's tensors."""
+  expected = jax.eval_shape(
+    functools.partial(_to_tensor, path, config), abstract
+  )
+  if tensor.shape != expected.shape:
+    raise UserError(
+      f"{hf_name(path)} has shape {tensor.shape}; expected {expected.shape} "
+      f"from {CONFIG_FILE}"
+    )
+  _, from_tensor = _layout(path)
+  array = from_tensor(np.asarray(tensor, np.float32), abstract.shape)
+  return np.ascontiguousarray(array)
+
+
+def save_pretrained(
+  output_dir,
+  params,
+  config,
+  vocab,
+  *,
+  lowercase,
+  heads,
+  model_card,
+  max_length,
+  settings=None,
+):
+  """Writes a folder that `from_pretrained` of transformers loads.
+
+  The folder is written beside its place and moved there when it is complete.
+
+  Args:
+    output_dir: path; replaced if it holds an earlier export.
+    params: parameters of `BertForPreTraining`, or of a fine-tuned model.
+    config: `BertConfig`.
+    vocab: list of str, the tokens in the order of their ids.
+    lowercase: whether the tokenizer lower-cases and strips accents.
+    heads: a key of `HEADS` or `TASK_HEADS`.
+    model_card: text of README.md.
+    max_length: longest sequence the tokenizer lets through, in tokens.
+    settings: dict of what config.json says besides, such as id2label.
+
+  Raises:
+    UserError: the vocabulary and the model differ in size, or `output_dir`
+      holds files that are not an export's.
+  """
+  if len(vocab) != config.vocab_size:
+    raise UserError(
+      f"the vocabulary has {len(vocab)} tokens; the model was trained with "
+      f"{config.vocab_size}"
+    )
+  tensors = to_hf(params, config, heads)
+  files = {
+    CONFIG_FILE: _to_json(_hf_config(config, heads, vocab) | (settings or {})),
+    "vocab.txt": "".join(token + "\n" for token in vocab),
+    "tokenizer.json": create_tokenizer(vocab, lowercase).to_str(pretty=True),
+    "tokenizer_config.json": _to_json(_tokenizer_config(lowercase, max_length)),
+    "special_tokens_map.json": _to_json(_SPECIAL_TOKENS_MAP),
+    "README.md": model_card,
+  }
+  output_dir = epath.Path(output_dir)
+  check_replaceable(output_dir, {*files, WEIGHTS_FILE})
+
+  unfinished = output_dir.parent / f"{output_dir.name}.unfinished"
+  if unfinished.exists():
+    unfinished.rmtree()
+  unfinished.mkdir(parents=True)
+  for name, text in files.items():
+    (unfinished / name).write_text(text)
+  (unfinished / WEIGHTS_FILE).write_bytes(
+    safetensors.numpy.save(tensors, metadata={"format": "pt"})
+  )
+  if output_dir.exists():
+    output_dir.rmtree()
+  unfinished.rename(output_dir)
+
+
+def _flatten(params):
+  """Returns {"bert/pooler/dense/bias": array, ...} of nested parameters."""
+  return flax.traverse_util.flatten_dict(params, sep="/")
+
+
+def hf_name(path):
+  """Spells a parameter's path, such as "bert/pooler/dense/bias", their way."""
+  path = re.sub(r"/layer_(\d+)/", r"/layer/\1/", path)
+  path = re.sub(r"/(kernel|scale)$", "/weight", path)
+  path = re.sub(r"_embeddings$", "_embeddings/weight", path)
+  return path.replace("/", ".")
+
+
+def _layout(path):
+  """Returns the two conversions of the first row that matches a path."""
+  return next(
+    (to_tensor, from_tensor)
+    for pattern, to_tensor, from_tensor in _LAYOUTS
+    if re.fullmatch(pattern, path)
+  )
+
+
+def _to_tensor(path, config, array):
+  """Returns a parameter in Hugging Face's layout."""
+  to_tensor, _ = _layout(path)
+  return to_tensor(array, config.vocab_size)
+
+
+def _hf_config(config, heads, vocab):
+  architecture, _ = _ALL_HEADS[heads]
+  return {
+    "architectures": [architecture],
+    "model_type": "bert",
+    **{name: getattr(config, name) for name in SHARED_FIELDS},
+    "dtype": "float32",
+    "pad_token_id": vocab.index("[PAD]"),
+    "tie_word_embeddings": True,
+  }
+
+
+def _tokenizer_config(lowercase, max_length):
+  return {
+    "tokenizer_class": "BertTokenizer",
+    "do_lower_case": lowercase,
+    "strip_accents": None,
+    "tokenize_chinese_chars": True,
+    "model_max_length": max_length,
+    **_SPECIAL_TOKENS_MAP,
+  }
+
+
+def _to_json(value):
+  return json.dumps(value, indent=2, sort_keys=True) + "\n"
+
+
+def check_replaceable(output_dir, file_names):
+  """Raises UserError if replacing a folder would lose something else.
+
+  Args:
+    output_dir: `epath.Path`.
+    file_names: set of the names that an export has.
+  """
+  if not output_dir.exists():
+    return
+  if not output_dir.is_dir():
+    raise UserError(f"{output_dir} is a file; expected a folder to write to")
+  others = {path.name for path in output_dir.iterdir()} - file_names
+  if others:
+    raise UserError(
+      f"{output_dir} holds {min(others)}, which no export wrote; "
+      "expected a new folder, an empty one, or an earlier export"
+    )

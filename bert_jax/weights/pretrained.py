@@ -1,0 +1,229 @@
+"""Weights to start from: a run of ours, or a BERT from elsewhere.
+
+`load_init` is what every `--init` goes through. It reads
+
+  a workdir of `bert_jax.train`
+  a Hugging Face folder of any model with BERT's architecture
+  a workdir of `bert_jax.finetune`, whose best model is such a folder
+  a TensorFlow 1 checkpoint of the original code
+
+and returns all of them in one form, `Pretrained`. What a model needs and the
+source does not hold keeps its fresh weights (`take_over`), and the user is
+told (`print_report`).
+"""
+
+import dataclasses
+
+import flax.traverse_util
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from bert_jax.data.vocabulary import load_vocabulary
+from bert_jax.errors import UserError
+from bert_jax.model.bert import BertConfig, create_bert_config, create_params
+from bert_jax.storage import checkpoints
+from bert_jax.storage import workdir as workdir_lib
+from bert_jax.weights import hf, hf_folder, tf_checkpoint
+
+# Where a workdir of fine-tuning has its best model, a Hugging Face folder.
+MODEL_DIR = "model"
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+  """A model to start from.
+
+  Attributes:
+    source: what `--init` said.
+    bert_config: `BertConfig`; `vocab_size` is that of the embedding table and
+      dtype is float32, the caller's to replace.
+    params: nested dict of float32 numpy arrays, named and shaped as those of
+      `BertForPreTraining`. "bert" has embeddings and encoder; pooler and
+      heads ("cls") are there if the source holds them.
+    vocab: list of `vocab_size` str, or None where the source has none.
+    lowercase: whether the tokenizer lower-cases and strips accents.
+    max_length: longest sequence, in tokens.
+    unused: names of the tensors that were passed over, as the source spells
+      them.
+    notes: lines on what was guessed, for the user.
+  """
+
+  source: str
+  bert_config: BertConfig
+  params: dict
+  vocab: list[str] | None
+  lowercase: bool
+  max_length: int
+  unused: tuple[str, ...] = ()
+  notes: tuple[str, ...] = ()
+
+
+def load_init(source, step=None):
+  """Reads a pretrained model, wherever it comes from.
+
+  Args:
+    source: str or path: a workdir of training or fine-tuning, a Hugging Face
+      folder, or the folder or prefix of a TensorFlow 1 checkpoint.
+    step: int or "best", the checkpoint of a workdir; the newest by default.
+
+  Returns:
+    `Pretrained`.
+
+  Raises:
+    UserError: nothing of the kind is there, it is broken, or it is no BERT.
+  """
+  path = epath.Path(source)
+  if (path / MODEL_DIR / hf.CONFIG_FILE).exists():
+    path = path / MODEL_DIR
+  is_workdir = (path / "checkpoints").is_dir()
+  if step is not None and not is_workdir:
+    raise UserError(
+      f"--step={step} was given for {source}; expected it with a workdir only"
+    )
+  if is_workdir:
+    return _load_workdir(path, step)
+  if (path / hf.CONFIG_FILE).exists():
+    return _load_hf_folder(path)
+  prefix = tf_checkpoint.find_prefix(path)
+  if prefix is not None:
+    return _load_tf_checkpoint(prefix)
+  raise UserError(
+    f"--init={source} holds no model; expected a workdir of bert_jax.train "
+    f"(with checkpoints/), a Hugging Face folder (with {hf.CONFIG_FILE}) or a "
+    "TensorFlow checkpoint (with bert_model.ckpt.index)"
+  )
+
+
+def take_over(params, pretrained):
+  """Replaces fresh weights by pretrained ones of the same name.
+
+  Args:
+    params: nested dict of jax arrays, on any mesh: a model's fresh weights.
+    pretrained: `Pretrained`.
+
+  Returns:
+    params: nested dict of jax arrays, sharded as before.
+    fresh: tuple of paths, such as "bert/pooler/dense/bias", that keep their
+      fresh weights.
+
+  Raises:
+    UserError: a shape differs.
+  """
+  found = flax.traverse_util.flatten_dict(pretrained.params, sep="/")
+  taken, fresh = {}, []
+  for path, leaf in flax.traverse_util.flatten_dict(params, sep="/").items():
+    array = found.get(path)
+    if array is None:
+      fresh.append(path)
+      taken[path] = leaf
+      continue
+    if array.shape != leaf.shape:
+      raise UserError(
+        f"{path} has shape {array.shape} in {pretrained.source}; expected "
+        f"{leaf.shape}"
+      )
+    taken[path] = jax.make_array_from_callback(
+      leaf.shape, leaf.sharding, array.__getitem__
+    )
+  return flax.traverse_util.unflatten_dict(taken, sep="/"), tuple(fresh)
+
+
+def print_report(pretrained, fresh):
+  """Tells what was loaded, what starts fresh and what was passed over.
+
+  Args:
+    pretrained: `Pretrained`.
+    fresh: paths, as from `take_over`.
+  """
+  config = pretrained.bert_config
+  leaves = jax.tree.leaves(pretrained.params)
+  print(
+    f"init: {pretrained.source}: {len(leaves)} tensors, "
+    f"{sum(leaf.size for leaf in leaves):,} parameters; "
+    f"{config.num_hidden_layers} layers of {config.hidden_size}, "
+    f"{config.vocab_size:,} tokens, "
+    f"{'lower-cased' if pretrained.lowercase else 'cased'}"
+  )
+  for label, names in (
+    ("fresh weights for", fresh),
+    ("passed over", pretrained.unused),
+  ):
+    if names:
+      print(f"init: {label} {_group(names)}")
+  for note in pretrained.notes:
+    print(f"init: {note}")
+
+
+def _group(names):
+  """Returns a few words for many names: their first parts, with counts."""
+  groups = {}
+  for name in names:
+    group = ".".join(name.replace("/", ".").split(".")[:-1][:2])
+    groups[group] = groups.get(group, 0) + 1
+  return ", ".join(f"{group} ({count})" for group, count in groups.items())
+
+
+def _load_workdir(workdir, step):
+  config = workdir_lib.load_config(workdir)
+  vocab = load_vocabulary(workdir / "vocab.txt")
+  bert_config = dataclasses.replace(
+    create_bert_config(config, len(vocab)), dtype="float32"
+  )
+  # Whole on every device, so that every process can read it.
+  whole = NamedSharding(Mesh(jax.devices(), "all"), PartitionSpec())
+  abstract = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
+    jax.eval_shape(lambda: create_params(bert_config, jax.random.key(0))),
+  )
+  step, params, _ = checkpoints.load_params(workdir, abstract, step)
+  return Pretrained(
+    source=str(workdir),
+    bert_config=bert_config,
+    params=jax.tree.map(np.asarray, params),
+    vocab=vocab,
+    lowercase=config.corpus.lowercase,
+    max_length=bert_config.max_position_embeddings,
+    notes=(f"checkpoint {step:,}",),
+  )
+
+
+def _load_hf_folder(folder):
+  bert_config = hf_folder.load_bert_config(folder / hf.CONFIG_FILE)
+  params, unused = hf.from_hf(hf_folder.load_tensors(folder), bert_config)
+  text = hf_folder.load_tokenization(folder, bert_config.vocab_size)
+  positions = bert_config.max_position_embeddings
+  return Pretrained(
+    source=str(folder),
+    bert_config=bert_config,
+    params=params,
+    vocab=text.vocab,
+    lowercase=text.lowercase is not False,  # transformers' default
+    max_length=min(text.max_length or positions, positions),
+    unused=unused,
+    notes=text.notes,
+  )
+
+
+def _load_tf_checkpoint(prefix):
+  folder = prefix.parent
+  bert_config = hf_folder.load_bert_config(folder / tf_checkpoint.CONFIG_FILE)
+  tensors = tf_checkpoint.load_tensors(prefix)
+  params, unused = hf.from_hf(tensors, bert_config)
+  text = hf_folder.load_tokenization(folder, bert_config.vocab_size)
+  lowercase, notes = text.lowercase, text.notes
+  if lowercase is None:
+    lowercase, reason = tf_checkpoint.guess_lowercase(folder, text.vocab or ())
+    casing = "lower-cased" if lowercase else "cased"
+    notes = (*notes, f"taken to be {casing}: {reason}")
+  return Pretrained(
+    source=str(prefix),
+    bert_config=bert_config,
+    params=params,
+    vocab=text.vocab,
+    lowercase=lowercase,
+    max_length=bert_config.max_position_embeddings,
+    unused=unused,
+    notes=notes,
+  )

@@ -1,0 +1,296 @@
+"""Heads, losses, gradients and steps against transformers on torch."""
+
+import dataclasses
+
+import flax.traverse_util
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from bert_jax.finetune import model as model_lib
+from bert_jax.finetune import run as run_lib
+from bert_jax.finetune.config import default_config
+from bert_jax.finetune.features import IGNORED
+from bert_jax.finetune.tasks import KINDS
+from bert_jax.training.optimizer import create_optimizer, create_schedule
+from bert_jax.training.step import make_train_step
+from bert_jax.training.train_state import create_train_state
+from bert_jax.weights import hf
+from tests.weights import tiny_bert
+
+NAMES = ("red", "green", "blue")
+CLASSES = {
+  "sequence-classification": transformers.BertForSequenceClassification,
+  "token-classification": transformers.BertForTokenClassification,
+  "question-answering": transformers.BertForQuestionAnswering,
+}
+BATCH_SIZE, LENGTH = 16, 12
+
+
+def _config(kind, **settings):
+  config = default_config()
+  config.update_from_flattened_dict(
+    {
+      "task.kind": kind,
+      "model.dtype": "float32",
+      "data.max_seq_length": 16,
+      "train.batch_size": BATCH_SIZE,
+      **settings,
+    }
+  )
+  return config
+
+
+def _load(folder, kind, config=None, **settings):
+  """Returns (torch model, `TaskModel`, parameters) of the same weights."""
+  names = {
+    "regression": ("LABEL_0",),
+    "question_answering": ("LABEL_0", "LABEL_1"),
+  }
+  names = names.get(kind, NAMES)
+  torch_model = tiny_bert.save(
+    folder,
+    CLASSES[KINDS[kind].heads],
+    tiny_bert.make_vocab(),
+    id2label=dict(enumerate(names)),
+    label2id={name: i for i, name in enumerate(names)},
+    problem_type=KINDS[kind].problem_type,
+    hidden_dropout_prob=0.0,
+    attention_probs_dropout_prob=0.0,
+    **settings,
+  )
+  config = config or _config(kind)
+  found, head = model_lib.load_init(str(folder), config)
+  model = model_lib.create_task_model(config, found, head, names)
+  params, fresh = model_lib.create_params(model)
+  assert not fresh
+  return torch_model, model, jax.device_get(params)
+
+
+def _apply(module, params, batch, key=None):
+  apply = jax.jit(lambda p, b: model_lib.apply(module, p, b, key)[0])
+  return apply(params, batch)
+
+
+def _batch(kind, seed=0):
+  """Random pairs of different lengths, with labels."""
+  rng = np.random.default_rng(seed)
+  a = rng.integers(1, 5, BATCH_SIZE)
+  b = rng.integers(1, 5, BATCH_SIZE)
+  length = a + b + 3
+  ids = rng.integers(5, 80, (BATCH_SIZE, LENGTH))
+  mask = np.arange(LENGTH)[None] < length[:, None]
+  shape = (BATCH_SIZE,)
+  labels = {
+    "classification": rng.integers(0, 3, shape),
+    "multilabel": rng.integers(0, 2, (BATCH_SIZE, 3)).astype(np.float32),
+    "regression": rng.normal(size=shape).astype(np.float32),
+    "tagging": np.where(
+      mask & rng.integers(0, 2, mask.shape),
+      rng.integers(0, 3, mask.shape),
+      IGNORED,
+    ),
+    "question_answering": rng.integers(0, 4, (BATCH_SIZE, 2)),
+  }[kind]
+  if labels.dtype == np.int64:
+    labels = labels.astype(np.int32)
+  return {
+    "input_ids": np.where(mask, ids, 0).astype(np.int32),
+    "a_length": a.astype(np.int32),
+    "length": length.astype(np.int32),
+    "labels": labels,
+  }
+
+
+def _torch_outputs(model, kind, batch):
+  slots = np.arange(LENGTH)[None]
+  inputs = {
+    "input_ids": batch["input_ids"],
+    "attention_mask": slots < batch["length"][:, None],
+    "token_type_ids": (slots >= batch["a_length"][:, None] + 2)
+    & (slots < batch["length"][:, None]),
+  }
+  inputs = {k: torch.tensor(v.astype(np.int64)) for k, v in inputs.items()}
+  labels = torch.tensor(batch["labels"])
+  if labels.dtype == torch.int32:
+    labels = labels.long()
+  if kind == "question_answering":
+    return model(
+      **inputs, start_positions=labels[:, 0], end_positions=labels[:, 1]
+    )
+  return model(**inputs, labels=labels)
+
+
+def _loss_and_gradients(model, params, batch):
+  def loss(params):
+    sums = run_lib.create_objective(model).sums(params, batch, None)
+    total, weight = sums["loss"]
+    return total / weight
+
+  return jax.jit(jax.value_and_grad(loss))(params)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_logits_loss_and_gradients_are_transformers(kind, tmp_path):
+  torch_model, model, params = _load(tmp_path, kind)
+  batch = _batch(kind)
+  expected = _torch_outputs(torch_model, kind, batch)
+  expected.loss.backward()
+  if kind == "question_answering":
+    logits = torch.stack([expected.start_logits, expected.end_logits], 1)
+  else:
+    logits = expected.logits
+
+  found = np.asarray(_apply(model.module, params, batch))
+  real = np.arange(LENGTH)[None] < batch["length"][:, None]
+  if kind == "tagging":
+    found, logits = found[real], logits[torch.tensor(real)]
+  np.testing.assert_allclose(found, logits.detach(), rtol=1e-4, atol=1e-5)
+
+  loss, grads = _loss_and_gradients(model, params, batch)
+  assert float(loss) == pytest.approx(expected.loss.item(), rel=1e-5)
+  grads = hf.to_hf(grads, model.bert_config, model.kind.heads)
+  # Padding takes part in the softmax over an answer's slots; torch never moves
+  # the embedding of [PAD].
+  name = "bert.embeddings.word_embeddings.weight"
+  grads[name] = np.concatenate(
+    [np.zeros_like(grads[name][:1]), grads[name][1:]]
+  )
+  for name, parameter in torch_model.named_parameters():
+    np.testing.assert_allclose(
+      grads[name], parameter.grad, rtol=1e-3, atol=2e-6, err_msg=name
+    )
+
+
+@pytest.mark.parametrize("kind", ["classification", "tagging"])
+def test_steps_are_those_of_torchs_adamw(kind, tmp_path):
+  """Warm-up, decay, clipping and weight decay over eight steps, two halves."""
+  num_steps = 8
+  config = _config(
+    kind,
+    **{
+      "optimizer.learning_rate": 3e-3,
+      "optimizer.grad_accumulation": 2,
+      "optimizer.max_grad_norm": 0.5,
+    },
+  )
+  with config.unlocked():
+    config.optimizer.warmup_steps = 2
+  config.train.batch_size = 2 * BATCH_SIZE
+  torch_model, model, params = _load(tmp_path, kind, config)
+  torch_model.train()
+  halves = _batch(kind, 0), _batch(kind, 1)
+  batch = jax.tree.map(lambda *rows: np.concatenate(rows), *halves)
+
+  optimizer = create_optimizer(config.optimizer, num_steps)
+  schedule = create_schedule(config.optimizer, num_steps)
+  state = jax.jit(lambda p: create_train_state(p, optimizer))(params)
+  step = make_train_step(
+    config,
+    run_lib.create_objective(model),
+    optimizer,
+    schedule,
+    model.mesh,
+    state,
+  )
+  found = []
+  for _ in range(num_steps):
+    state, row = step(state, batch)
+    found.append(float(row["loss"]))
+
+  plain = [
+    p
+    for n, p in torch_model.named_parameters()
+    if n.endswith("bias") or "LayerNorm" in n
+  ]
+  names = {id(p) for p in plain}
+  rest = [p for p in torch_model.parameters() if id(p) not in names]
+  adamw = torch.optim.AdamW(
+    [
+      {"params": rest, "weight_decay": 0.01},
+      {"params": plain, "weight_decay": 0.0},
+    ],
+    lr=3e-3,
+    eps=1e-6,
+  )
+  expected = []
+  for number in range(num_steps):
+    rate = 3e-3 * min(
+      (number + 1) / 2, (num_steps - number) / (num_steps - 2), 1
+    )
+    for group in adamw.param_groups:
+      group["lr"] = rate
+    loss = _torch_outputs(torch_model, kind, batch).loss
+    expected.append(loss.item())
+    adamw.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(torch_model.parameters(), 0.5)
+    adamw.step()
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  assert expected[-1] < expected[0] - 0.02
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_an_export_is_the_same_model_in_transformers(kind, tmp_path):
+  (tmp_path / "a").mkdir()
+  _, model, params = _load(tmp_path / "a", kind)
+  model_lib.save_model(tmp_path / "b", params, model, "card")
+  again, loading = CLASSES[model.kind.heads].from_pretrained(
+    tmp_path / "b", output_loading_info=True
+  )
+  assert not any(loading.values()), loading
+  assert again.config.problem_type == model.kind.problem_type
+  assert tuple(again.config.id2label.values()) == model.labels
+  assert again.config.label2id[model.labels[-1]] == len(model.labels) - 1
+  batch = _batch(kind)
+  expected = _torch_outputs(again.eval(), kind, batch).loss.item()
+  loss, _ = _loss_and_gradients(model, params, batch)
+  assert float(loss) == pytest.approx(expected, rel=1e-5)
+
+
+def test_an_output_layer_is_used_only_for_its_own_labels(tmp_path, capsys):
+  _, model, _ = _load(tmp_path, "classification")
+  found, head = model_lib.load_init(str(tmp_path), model.config)
+  turned = model_lib.create_task_model(
+    model.config, found, head, ("blue", "green", "red")
+  )
+  assert turned.labels == NAMES
+  assert "goes on with its output layer" in capsys.readouterr().out
+  other = model_lib.create_task_model(model.config, found, head, ("no", "yes"))
+  assert "a fresh output layer for no, yes" in capsys.readouterr().out
+  _, fresh = model_lib.create_params(other)
+  assert set(fresh) == {"classifier/bias", "classifier/kernel"}
+  tagging = _config("tagging")
+  found, head = model_lib.load_init(str(tmp_path), tagging)
+  model_lib.create_task_model(tagging, found, head, NAMES)
+  assert "a fresh output layer" in capsys.readouterr().out
+
+
+def test_random_weights_take_the_architecture_alone(tmp_path):
+  _, model, params = _load(tmp_path, "classification")
+  config = _config("classification", pretrained=False)
+  drawn, fresh = model_lib.create_params(
+    dataclasses.replace(model, config=config)
+  )
+  flat = flax.traverse_util.flatten_dict(drawn, sep="/")
+  assert set(fresh) == set(flat)
+  name = "embeddings"
+  assert not np.allclose(
+    drawn["bert"][name]["word_embeddings"],
+    params["bert"][name]["word_embeddings"],
+  )
+
+
+def test_dropout_falls_on_the_vector_before_the_classifier(tmp_path):
+  """With the body's dropout off, only the head's is left to differ."""
+  _, model, params = _load(tmp_path, "classification")
+  batch = _batch("classification")
+  config = dataclasses.replace(model.bert_config, hidden_dropout_prob=0.5)
+  module = model.kind.model(config, 3)
+  calm = _apply(module, params, batch)
+  keys = jax.random.split(jax.random.key(0), 2)
+  first, second = (_apply(module, params, batch, key) for key in keys)
+  assert not np.allclose(first, second)
+  assert not np.allclose(first, calm)

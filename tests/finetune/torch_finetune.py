@@ -1,0 +1,201 @@
+"""Fine-tunes a Hugging Face folder with torch, to compare with ours.
+
+    python -m tests.finetune.torch_finetune --init=H --seeds=3 \\
+      --config=configs/finetune_glue.py:sst2 \\
+      --config.data.train=train.tsv --config.data.dev=dev.tsv
+
+Model, dropout, loss and AdamW are transformers' and torch's. Rows, features
+(our tokenizer with the folder's vocabulary), settings, number of steps and
+metrics are those of `python -m bert_jax.finetune` with the same --config; the
+order of the rows is another. Sentences, pairs and questions only.
+`--config.pretrained=False` starts from random weights.
+
+It measures after the last step and chooses no checkpoint by the dev set. For a
+fair comparison let ours do the same: --config.eval.every_steps=1000000000.
+"""
+
+import json
+
+import numpy as np
+import torch
+import transformers
+from absl import flags
+
+from bert_jax import command
+from bert_jax.data.tokenization import create_tokenizer
+from bert_jax.finetune.config import (
+  default_config,
+  num_train_steps,
+  resolve,
+  validate,
+)
+from bert_jax.finetune.tasks import KINDS
+
+_CLASSES = {
+  "sequence-classification": transformers.BertForSequenceClassification,
+  "question-answering": transformers.BertForQuestionAnswering,
+}
+
+
+def _create_model(kind, folder, names, config):
+  """Returns the torch model, random but for what the folder holds."""
+  settings = transformers.BertConfig.from_pretrained(
+    folder,
+    id2label=dict(enumerate(names)),
+    label2id={name: i for i, name in enumerate(names)},
+    problem_type=kind.problem_type,
+  )
+  model_class = _CLASSES[kind.heads]
+  if not config.pretrained:
+    return model_class(settings)
+  return model_class.from_pretrained(folder, config=settings)
+
+
+def _inputs(features, rows, device):
+  """Returns the model's inputs for some rows, all of one length."""
+  arrays, slots = features.arrays, np.arange(features.max_seq_length)[None]
+  length, a_length = arrays["length"][rows], arrays["a_length"][rows]
+  mask = slots < length[:, None]
+  inputs = {
+    "input_ids": arrays["input_ids"][rows],
+    "attention_mask": mask,
+    "token_type_ids": (slots >= a_length[:, None] + 2) & mask,
+  }
+  return {
+    name: torch.tensor(array.astype(np.int64), device=device)
+    for name, array in inputs.items()
+  }
+
+
+def _labels(kind, labels, device):
+  labels = torch.tensor(labels, device=device)
+  labels = labels if labels.is_floating_point() else labels.long()
+  if kind.heads == "question-answering":
+    return {"start_positions": labels[:, 0], "end_positions": labels[:, 1]}
+  return {"labels": labels}
+
+
+def _create_optimizer(model, config, num_steps):
+  """Returns AdamW and its schedule: warm-up, then linearly to 0."""
+  plain, decayed = [], []
+  for name, parameter in model.named_parameters():
+    is_plain = name.endswith("bias") or "LayerNorm" in name
+    (plain if is_plain else decayed).append(parameter)
+  optimizer = torch.optim.AdamW(
+    [
+      {"params": decayed, "weight_decay": config.weight_decay},
+      {"params": plain, "weight_decay": 0.0},
+    ],
+    lr=config.learning_rate,
+    betas=(config.beta1, config.beta2),
+    eps=config.eps,
+  )
+  warmup = max(config.warmup_steps, 1)
+  decay = num_steps - config.warmup_steps
+  schedule = torch.optim.lr_scheduler.LambdaLR(
+    optimizer, lambda t: min((t + 1) / warmup, (num_steps - t) / decay, 1)
+  )
+  return optimizer, schedule
+
+
+def _train(model, kind, features, labels, config, num_steps, device):
+  optimizer, schedule = _create_optimizer(model, config.optimizer, num_steps)
+  orders = np.random.default_rng(config.seed)
+  order = np.zeros(0, int)
+  use_bfloat16 = config.model.dtype == "bfloat16"
+  model.train()
+  for step in range(num_steps):
+    if len(order) < config.train.batch_size:
+      order = np.concatenate([order, orders.permutation(len(features))])
+    rows = order[: config.train.batch_size]
+    order = order[config.train.batch_size :]
+    with torch.autocast(device, torch.bfloat16, enabled=use_bfloat16):
+      loss = model(
+        **_inputs(features, rows, device),
+        **_labels(kind, labels[rows], device),
+      ).loss
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(
+      model.parameters(), config.optimizer.max_grad_norm
+    )
+    optimizer.step()
+    schedule.step()
+    if (step + 1) % config.log.every_steps == 0:
+      print(f"step {step + 1:,}/{num_steps:,}: loss {loss.item():.4f}")
+
+
+@torch.no_grad()
+def _predict(model, kind, features, config, device):
+  model.eval()
+  logits = []
+  for first in range(0, len(features), config.train.batch_size):
+    rows = np.arange(first, min(first + config.train.batch_size, len(features)))
+    outputs = model(**_inputs(features, rows, device))
+    if kind.heads == "question-answering":
+      both = torch.stack([outputs.start_logits, outputs.end_logits], 1)
+      logits.append(both.float().cpu().numpy())
+    else:
+      logits.append(outputs.logits.float().cpu().numpy())
+  return np.concatenate(logits)
+
+
+def finetune(config, folder):
+  """Fine-tunes once.
+
+  Args:
+    config: settings as of bert_jax.finetune.
+    folder: Hugging Face folder.
+
+  Returns:
+    dict of metrics after the last step.
+  """
+  validate(config)
+  kind = KINDS[config.task.kind]
+  device = "cuda" if torch.cuda.is_available() else "cpu"
+  tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+  vocab = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
+  ours = create_tokenizer(vocab, getattr(tokenizer, "do_lower_case", True))
+  rows = {
+    split: kind.read_rows(config.data[split], config, labelled=True)
+    for split in ("train", "dev")
+  }
+  names = kind.label_names(rows["train"])
+  features = {
+    split: kind.encode(of_split, ours, config)
+    for split, of_split in rows.items()
+  }
+  labels = kind.labels(rows["train"], features["train"], names)
+  num_steps = num_train_steps(config, len(features["train"]))
+  config = resolve(config, len(features["train"]))
+  torch.manual_seed(config.seed)
+  model = _create_model(kind, folder, names, config).to(device)
+  _train(model, kind, features["train"], labels, config, num_steps, device)
+  logits = _predict(model, kind, features["dev"], config, device)
+  predictions = kind.decode(logits, rows["dev"], features["dev"], names, config)
+  return kind.score(predictions, rows["dev"], names)
+
+
+def main(argv):
+  """Runs the command."""
+  del argv
+  config = command.config()
+  found = []
+  for seed in range(flags.FLAGS.seeds):
+    config.seed = seed
+    found.append(finetune(config, flags.FLAGS.init))
+    print(json.dumps({"seed": seed} | found[-1]))
+  for name in found[0]:
+    values = [scores[name] for scores in found]
+    deviation = np.std(values, ddof=1) if len(values) > 1 else 0.0
+    print(
+      f"torch: {name} {np.mean(values):.4f} +- {deviation:.4f} over "
+      f"{len(values)} seeds"
+    )
+
+
+if __name__ == "__main__":
+  command.define_config_flag()
+  flags.DEFINE_string("init", None, "Hugging Face folder.")
+  flags.DEFINE_integer("seeds", 3, "Number of runs.")
+  command.run(main, default_config)

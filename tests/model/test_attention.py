@@ -1,0 +1,132 @@
+"""The TPU's attention kernel, interpreted, against attention in einsums."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bert_jax.model import attention, attention_tpu, dropout
+
+ROWS, HEADS = 3, 4
+
+
+def _inputs(length, head_size, dtype):
+  """Returns (query, key, value, gradient of the result), and the mask."""
+  keys = jax.random.split(jax.random.key(0), 4)
+  shape = (ROWS, length, HEADS * head_size)
+  arrays = [jax.random.normal(key, shape).astype(dtype) for key in keys]
+  lengths = jnp.array([length, length // 2, 3])
+  return arrays, jnp.arange(length)[None] < lengths[:, None]
+
+
+def _fused(query, key, value, mask, words, heads, rate):
+  return attention_tpu.fused_attention(
+    query, key, value, mask, words, heads, rate, interpret=True
+  )
+
+
+def _numpy_attention(query, key, value, mask, keep, rate):
+  """Attention with a given dropout mask [B, N, L, M], in float64."""
+  query, key, value = (
+    np.asarray(x, np.float64).reshape(*x.shape[:2], HEADS, -1)
+    for x in (query, key, value)
+  )
+  scores = np.einsum("blnh,bmnh->bnlm", query, key) / query.shape[-1] ** 0.5
+  odds = np.exp(scores - scores.max(-1, keepdims=True)) * mask[:, None, None]
+  probs = odds / odds.sum(-1, keepdims=True)
+  out = np.einsum("bnlm,bmnh->blnh", probs * keep / (1 - rate), value)
+  return out.reshape(*out.shape[:2], -1)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1])
+def test_the_kernel_computes_attention(rate):
+  (query, key, value, _), mask = _inputs(32, 16, "float32")
+  (words,) = dropout.draw_words(jax.random.key(5), 1, ROWS)
+  keep = dropout.draw_keep(words, rate, (ROWS, HEADS, 32, 32))
+  out = _fused(query, key, value, mask, words, jnp.arange(HEADS), rate)
+  expected = _numpy_attention(query, key, value, mask, keep, rate)
+  np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  "length, head_size, dtype, tolerance",
+  [
+    (32, 16, "float32", 1e-5),
+    (128, 64, "float32", 1e-5),
+    (512, 64, "float32", 1e-5),
+    # Half a unit of bfloat16 in each of three roundings.
+    (128, 64, "bfloat16", 3 * 2**-9),
+  ],
+)
+@pytest.mark.parametrize("rate", [0.0, 0.1])
+def test_forward_and_backward_equal_the_plain_form_with_the_same_mask(
+  length, head_size, dtype, tolerance, rate
+):
+  """Equal gradients: the backward pass drops what the forward pass dropped."""
+  (query, key, value, grad), mask = _inputs(length, head_size, dtype)
+  (words,) = dropout.draw_words(jax.random.key(7), 1, ROWS)
+
+  def plain(query, key, value):
+    return attention.plain_attention(
+      query, key, value, mask, HEADS, rate, words
+    )
+
+  def fused(query, key, value):
+    return _fused(query, key, value, mask, words, jnp.arange(HEADS), rate)
+
+  # The plain form in float32, so that only the kernel rounds.
+  wide = [x.astype("float32") for x in (query, key, value)]
+  out, pull = jax.vjp(plain, *wide)
+  fused_out, fused_pull = jax.vjp(fused, query, key, value)
+  expected = out, *pull(grad.astype("float32"))
+  for a, b in zip(expected, (fused_out, *fused_pull(grad)), strict=True):
+    assert b.dtype == dtype
+    error = np.abs(a - b.astype("float32")).max() / np.abs(a).max()
+    assert error < tolerance
+
+
+def test_a_device_with_some_rows_and_heads_computes_its_part():
+  """Masks depend on the numbers of rows and heads in the whole, not here."""
+  (query, key, value, _), mask = _inputs(32, 16, "float32")
+  (words,) = dropout.draw_words(jax.random.key(5), 1, ROWS)
+  run = functools.partial(_fused, rate=0.1)
+  whole = run(query, key, value, mask, words, jnp.arange(HEADS))
+  part = run(
+    *[x[1:, :, 32:] for x in (query, key, value)],
+    mask[1:],
+    words[:, 1:],
+    jnp.arange(2, HEADS),
+  )
+  np.testing.assert_allclose(part, whole[1:, :, 32:], rtol=1e-6, atol=1e-6)
+
+
+def test_the_kernel_drops_its_share():
+  """With uniform probabilities and values of 1 a row sums what is kept."""
+  length = 128
+  query = jnp.zeros((16, length, HEADS * 16))
+  (words,) = dropout.draw_words(jax.random.key(0), 1, 16)
+  out = _fused(
+    query,
+    query,
+    jnp.ones_like(query),
+    jnp.ones((16, length), bool),
+    words,
+    jnp.arange(HEADS),
+    0.1,
+  )
+  kept = np.asarray(out)[:, :, ::16] * 0.9
+  draws = kept.size * length
+  assert kept.mean() == pytest.approx(0.9, abs=4 * (0.09 / draws) ** 0.5)
+  # And a row's share varies as a binomial one does.
+  assert kept.std() == pytest.approx((0.09 / length) ** 0.5, rel=0.05)
+
+
+@pytest.mark.parametrize(
+  "length, heads, head_size, expected",
+  [(128, 12, 64, 12), (512, 12, 64, 2), (512, 3, 64, 3), (128, 16, 64, 16)],
+)
+def test_blocks_fill_the_lanes(length, heads, head_size, expected):
+  group = attention_tpu._heads_a_block(length, heads, head_size)
+  assert group == expected

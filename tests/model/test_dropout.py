@@ -1,0 +1,43 @@
+"""The random bits of dropout: their share, and no repetition."""
+
+import jax
+import numpy as np
+import pytest
+
+from bert_jax.config import default_config
+from bert_jax.model import dropout
+from bert_jax.sharding import partitioning
+
+
+def test_hashed_masks_keep_their_share_in_every_row_and_column():
+  (words,) = dropout.draw_words(jax.random.key(3), 1, 64)
+  keep = np.asarray(dropout.draw_keep(words, 0.1, (64, 12, 40, 40)))
+  assert keep.mean() == pytest.approx(0.9, abs=4 * 0.3 / keep.size**0.5)
+  for axis in range(keep.ndim):
+    others = tuple(i for i in range(keep.ndim) if i != axis)
+    error = 0.3 / (keep.size / keep.shape[axis]) ** 0.5
+    assert np.abs(keep.mean(others) - 0.9).max() < 5 * error
+
+
+def test_hashed_masks_of_other_keys_numbers_and_rows_are_unrelated():
+  """No two masks agree more often than chance: 0.9^2 + 0.1^2."""
+  keys = jax.random.split(jax.random.key(0), 4)
+  words = [words for key in keys for words in dropout.draw_words(key, 2, 16)]
+  masks = np.stack([dropout.draw_keep(w, 0.1, (16, 4096)) for w in words])
+  masks = masks.reshape(128, 4096)
+  agree = (masks[:, None] == masks[None]).mean(-1)
+  pairs = agree[np.triu_indices(128, 1)]
+  assert pairs.mean() == pytest.approx(0.82, abs=1e-3)
+  assert np.abs(pairs - 0.82).max() < 6 * (0.82 * 0.18 / 4096) ** 0.5
+
+
+def test_hashed_mask_does_not_depend_on_the_mesh():
+  mesh = partitioning.create_mesh(default_config().mesh)
+
+  def draw(key):
+    (words,) = dropout.draw_words(key, 1, 32)
+    return dropout.draw_keep(words, 0.1, (32, 8, 24))
+
+  split = jax.jit(draw, out_shardings=partitioning.batch_sharding(mesh))
+  key = jax.random.key(1)
+  np.testing.assert_array_equal(split(key), draw(key))

@@ -1,0 +1,197 @@
+"""A run's export, read by transformers and checked against the run itself."""
+
+import contextlib
+import json
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from etils import epath
+
+from bert_jax import export, fill_mask
+from bert_jax.config import default_config
+from bert_jax.data.tokenization import create_tokenizer
+from bert_jax.data.vocabulary import save_vocabulary
+from bert_jax.errors import UserError
+from bert_jax.model.bert import (
+  BertForPreTraining,
+  create_bert_config,
+  create_params,
+)
+from bert_jax.storage import checkpoints, metric_log
+from bert_jax.storage import workdir as workdir_lib
+from bert_jax.training.optimizer import create_optimizer
+from bert_jax.training.train_state import create_train_state
+from bert_jax.weights.pretrained import load_init
+
+VOCAB = [
+  *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "##s", "the", "of"),
+  *("river", "farmer", "engine", "moves", "follows", "stone", "lantern"),
+]
+STEPS = (3, 5)
+
+
+@pytest.fixture(scope="module", name="workdir")
+def _workdir(tmp_path_factory):
+  """A workdir as `train` leaves it, with two checkpoints of other weights."""
+  workdir = epath.Path(tmp_path_factory.mktemp("export"))
+  config = default_config()
+  config.model.update(
+    hidden_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=3,
+    intermediate_size=40,
+    max_position_embeddings=48,
+    hidden_act="gelu_new",
+    dtype="float32",
+  )
+  workdir_lib.save_config(config, workdir)
+  save_vocabulary(workdir / "vocab.txt", VOCAB)
+  optimizer = create_optimizer(config.optimizer, 1_000_000)
+  manager = checkpoints.create_manager(config.checkpoint, workdir)
+  for step in STEPS:
+    params = create_params(
+      create_bert_config(config, len(VOCAB)), jax.random.key(step)
+    )
+    # Larger than at the start of training, so that every weight tells.
+    params = jax.tree.map(lambda x: x + 0.1 * jnp.sin(1e3 * x + 1), params)
+    state = create_train_state(params, optimizer).replace(step=jnp.int32(step))
+    checkpoints.save(manager, state, config, "corpus")
+  manager.close()
+  writer = metric_log.MetricWriter(workdir, first_step=0)
+  row = {"step": 5, "split": "eval", "phase": "phase1", "mlm_loss": 1.25}
+  row |= {"mlm_accuracy": 0.5, "nsp_accuracy": 0.75, "nsp_base_rate": 0.48}
+  writer.write(row)
+  writer.close()
+  return workdir
+
+
+@contextlib.contextmanager
+def _no_warnings(caplog):
+  """Fails if transformers logs a warning, such as an unexpected tensor."""
+  logging.getLogger("transformers").propagate = True
+  caplog.clear()
+  with caplog.at_level(logging.WARNING, logger="transformers"):
+    yield
+  logged = [r for r in caplog.records if r.levelno >= logging.WARNING]
+  assert not logged, logged[0].getMessage()
+
+
+def _inputs():
+  ids = np.array([[2, 7, 4, 10, 5, 3, 7, 4, 6, 3, 0, 0]])
+  types = (np.arange(12)[None] >= 6) & (ids != 0)
+  return ids, types.astype(np.int32), ids != 0
+
+
+def test_the_exported_logits_are_the_runs(workdir, tmp_path, caplog):
+  assert export.export(workdir, tmp_path / "hf") == 5
+  with _no_warnings(caplog):
+    model = transformers.AutoModelForPreTraining.from_pretrained(
+      tmp_path / "hf"
+    )
+  ids, types, mask = _inputs()
+  with torch.no_grad():
+    theirs = model(
+      input_ids=torch.tensor(ids),
+      token_type_ids=torch.tensor(types),
+      attention_mask=torch.tensor(mask),
+    )
+  exported = load_init(tmp_path / "hf")
+  positions = np.arange(10)[None]
+  mlm, nsp = BertForPreTraining(exported.bert_config).apply(
+    {"params": exported.params},
+    ids,
+    types,
+    mask,
+    positions,
+    deterministic=True,
+  )
+  np.testing.assert_allclose(
+    mlm[:, :, : len(VOCAB)], theirs.prediction_logits[:, :10], atol=1e-4
+  )
+  np.testing.assert_allclose(nsp, theirs.seq_relationship_logits, atol=1e-4)
+
+
+def test_an_older_step_can_be_exported(workdir, tmp_path):
+  export.export(workdir, tmp_path / "old", step=3)
+  export.export(workdir, tmp_path / "new", step=5)
+  old = load_init(tmp_path / "old").params
+  new = load_init(tmp_path / "new").params
+  expected = create_params(
+    create_bert_config(workdir_lib.load_config(workdir), len(VOCAB)),
+    jax.random.key(3),
+  )
+  bias = old["cls"]["predictions"]["transform"]["dense"]["kernel"]
+  drawn = expected["cls"]["predictions"]["transform"]["dense"]["kernel"]
+  np.testing.assert_allclose(bias, drawn + 0.1 * jnp.sin(1e3 * drawn + 1))
+  assert not np.allclose(
+    bias, new["cls"]["predictions"]["transform"]["dense"]["kernel"]
+  )
+
+
+@pytest.mark.parametrize(
+  ("heads", "auto_class"),
+  [
+    ("pretraining", transformers.AutoModelForPreTraining),
+    ("mlm", transformers.AutoModelForMaskedLM),
+    ("encoder", transformers.AutoModel),
+  ],
+)
+def test_each_kind_loads_in_its_class_without_a_warning(
+  workdir, tmp_path, caplog, heads, auto_class
+):
+  export.export(workdir, tmp_path / "hf", heads)
+  names = {path.name for path in (tmp_path / "hf").iterdir()}
+  assert names == {
+    "config.json",
+    "model.safetensors",
+    "vocab.txt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "README.md",
+  }
+  with _no_warnings(caplog):
+    auto_class.from_pretrained(tmp_path / "hf")
+    transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+
+
+def test_our_fillings_are_the_pipelines(workdir, tmp_path):
+  export.export(workdir, tmp_path / "hf", "mlm")
+  pipeline = transformers.pipeline("fill-mask", str(tmp_path / "hf"))
+  theirs = pipeline("the river [MASK] the stone.", top_k=3)
+  export.export(workdir, tmp_path / "all")
+  exported = load_init(tmp_path / "all")
+  ours = fill_mask.fill_mask(
+    exported.params,
+    exported.bert_config,
+    create_tokenizer(exported.vocab, exported.lowercase),
+    "the river [MASK] the stone.",
+    num_fillings=3,
+  )
+  assert [t["token_str"].replace(" ", "") for t in theirs] == [
+    token.removeprefix("##") for token, _ in ours
+  ]
+  np.testing.assert_allclose(
+    [t["score"] for t in theirs], [p for _, p in ours], rtol=1e-4
+  )
+
+
+def test_the_model_card_says_what_was_trained_and_measured(workdir, tmp_path):
+  export.export(workdir, tmp_path / "hf")
+  card = (tmp_path / "hf" / "README.md").read_text()
+  assert card.startswith("---\nlibrary_name: transformers\n")
+  for fact in ("after 5 steps", "`embedded`", "1.2500", "0.7500", "0.5200"):
+    assert fact in card
+  config = json.loads((tmp_path / "hf" / "config.json").read_text())
+  assert config["hidden_act"] == "gelu_new"
+  assert config["vocab_size"] == len(VOCAB)
+
+
+def test_a_folder_without_a_run_is_one_line(tmp_path):
+  with pytest.raises(UserError, match="holds no run"):
+    export.export(tmp_path, tmp_path / "hf")

@@ -1,0 +1,181 @@
+"""Checkpoints: whole ones come back to the bit, broken ones are passed over."""
+
+import gc
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+
+from bert_jax.config import default_config
+from bert_jax.errors import UserError
+from bert_jax.storage import checkpoints
+from bert_jax.training.train_state import TrainState
+
+# orbax leaves coroutines and event loops behind when a restore fails.
+pytestmark = pytest.mark.filterwarnings(
+  "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+
+def _state(step):
+  rng = np.random.default_rng(step)
+  weights = rng.normal(size=(64, 33)).astype(np.float32)
+  return TrainState(
+    step=jnp.int32(step),
+    params={"dense": {"kernel": jnp.asarray(weights)}},
+    opt_state=(jnp.asarray(weights**2), jnp.int32(step)),
+    skipped_steps=jnp.int32(0),
+  )
+
+
+def _abstract():
+  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), _state(0)
+  )
+
+
+@pytest.fixture(name="manager")
+def _manager(tmp_path):
+  config = default_config()
+  manager = checkpoints.create_manager(config.checkpoint, tmp_path)
+  for step in (10, 20, 30):
+    checkpoints.save(manager, _state(step), config, "corpus")
+  manager.wait_until_finished()
+  yield manager
+  manager.close()
+  gc.collect()  # so that the warnings above come within this module
+
+
+def _damage(manager, step, how):
+  """Damages every file of a checkpoint that holds numbers."""
+  files = pathlib.Path(manager.directory / str(step) / "state").rglob("d/*")
+  for path in list(files):
+    how(path)
+
+
+def _flip_a_byte(path):
+  content = bytearray(epath.Path(path).read_bytes())
+  content[len(content) // 2] ^= 0x10
+  epath.Path(path).write_bytes(bytes(content))
+
+
+def _truncate(path):
+  content = epath.Path(path).read_bytes()
+  epath.Path(path).write_bytes(content[: len(content) // 2])
+
+
+def test_the_newest_checkpoint_comes_back_to_the_bit(manager):
+  state, meta = checkpoints.restore_newest(manager, _abstract())
+  jax.tree.map(np.testing.assert_array_equal, state, _state(30))
+  assert meta["corpus_fingerprint"] == "corpus"
+  assert meta["config"] == default_config().to_dict()
+
+
+@pytest.mark.parametrize(
+  "damage", [_flip_a_byte, _truncate, lambda path: path.unlink()]
+)
+def test_a_damaged_checkpoint_is_reported_and_the_older_one_used(
+  manager, capsys, damage
+):
+  _damage(manager, 30, damage)
+  state, _ = checkpoints.restore_newest(manager, _abstract())
+  jax.tree.map(np.testing.assert_array_equal, state, _state(20))
+  assert "checkpoint 30 is broken and put aside" in capsys.readouterr().out
+  assert (manager.directory.parent / "broken" / "30").exists()
+  # The step can be saved again.
+  config = default_config()
+  checkpoints.save(manager, _state(30), config, "corpus")
+  manager.wait_until_finished()
+  state, _ = checkpoints.restore_newest(manager, _abstract())
+  jax.tree.map(np.testing.assert_array_equal, state, _state(30))
+
+
+def test_nothing_but_broken_checkpoints_is_an_error(manager):
+  for step in (10, 20, 30):
+    _damage(manager, step, _flip_a_byte)
+  with pytest.raises(UserError, match=r"every checkpoint .* was broken"):
+    checkpoints.restore_newest(manager, _abstract())
+
+
+def test_parameters_alone_can_be_read_at_any_kept_step(manager, tmp_path):
+  step, params, _ = checkpoints.load_params(tmp_path, _abstract().params, 20)
+  assert step == 20
+  jax.tree.map(np.testing.assert_array_equal, params, _state(20).params)
+
+
+def test_a_step_that_was_not_kept_lists_those_that_were(manager, tmp_path):
+  with pytest.raises(UserError, match="no checkpoint 25; it has: 10, 20, 30"):
+    checkpoints.load_params(tmp_path, _abstract().params, 25)
+
+
+def test_a_broken_checkpoint_is_not_exported(manager, tmp_path):
+  _damage(manager, 30, _truncate)
+  with pytest.raises(UserError, match=r"checkpoint 30 .* is broken"):
+    checkpoints.load_params(tmp_path, _abstract().params)
+
+
+def test_only_the_latest_are_kept(manager):
+  checkpoints.save(manager, _state(40), default_config(), "corpus")
+  manager.wait_until_finished()
+  assert sorted(manager.all_steps()) == [20, 30, 40]
+
+
+@pytest.mark.parametrize(
+  ("best", "step"), [(("loss", "min"), 20), (("accuracy", "max"), 10)]
+)
+def test_the_best_is_kept_beside_the_latest_also_after_a_restart(
+  tmp_path, best, step
+):
+  config = default_config()
+  config.checkpoint.keep = 2
+  figures = {
+    10: {"loss": 3.0, "accuracy": 0.9},
+    20: {"loss": 1.0, "accuracy": 0.5},
+    30: {"loss": float("nan"), "accuracy": float("nan")},
+    40: None,
+    50: {"loss": 2.0, "accuracy": 0.7},
+    60: None,
+  }
+  for number, evaluated in figures.items():
+    with checkpoints.create_manager(
+      config.checkpoint, tmp_path, best
+    ) as manager:
+      checkpoints.save(manager, _state(number), config, "corpus", evaluated)
+  kept = {int(path.name) for path in (tmp_path / "checkpoints").iterdir()}
+  assert kept == {step, 50, 60}
+  found, params, _ = checkpoints.load_params(
+    tmp_path, _abstract().params, "best", best
+  )
+  assert found == step
+  jax.tree.map(np.testing.assert_array_equal, params, _state(step).params)
+
+
+@pytest.mark.parametrize("content", ["", "{", None])
+def test_a_damaged_list_of_figures_stops_nothing(manager, tmp_path, content):
+  """The step counts as never measured, and as broken."""
+  path = tmp_path / "checkpoints" / "30" / "meta" / "metadata"
+  if content is None:
+    path.unlink()
+  else:
+    path.write_text(content)
+  with pytest.raises(UserError, match="no checkpoint best; it has: 10, 20, 30"):
+    checkpoints.load_params(tmp_path, _abstract().params, "best")
+  config = default_config().checkpoint
+  with checkpoints.create_manager(config, tmp_path) as again:
+    state, _ = checkpoints.restore_newest(again, _abstract())
+  assert state.step == 20
+
+
+def test_checksums_see_every_bit():
+  state = _state(1)
+  kernel = np.array(state.params["dense"]["kernel"])
+  before = checkpoints.checksums(state)
+  kernel.view(np.uint32)[3, 3] ^= 1
+  state = state.replace(params={"dense": {"kernel": jnp.asarray(kernel)}})
+  after = checkpoints.checksums(state)
+  changed = [name for name in before if before[name] != after[name]]
+  assert changed == ["params/dense/kernel"]
