@@ -39,6 +39,28 @@ def define_checkpoint_flags():
   define_step_flag()
 
 
+def define_init_flags():
+  """Defines `--init`, `--extend_vocab` and `--init_optimizer`."""
+  flags.DEFINE_string(
+    "init", None, "Model to go on with: workdir, Hugging Face or TF1 folder."
+  )
+  flags.DEFINE_integer(
+    "extend_vocab", 0, "Pieces of the text to add to the vocabulary of --init."
+  )
+  flags.DEFINE_enum(
+    "init_optimizer",
+    "reset",
+    ["reset", "keep"],
+    "What becomes of Adam's moments.",
+  )
+
+
+def init_flags():
+  """Returns the (init, extend_vocab, init_optimizer) of the command line."""
+  args = flags.FLAGS
+  return args.init, args.extend_vocab, args.init_optimizer
+
+
 def define_step_flag():
   """Defines `--step=N`."""
   flags.DEFINE_string(
@@ -97,6 +119,17 @@ def workdir():
   if not flags.FLAGS.workdir:
     raise UserError("--workdir is missing; expected a folder for the run")
   return flags.FLAGS.workdir
+
+
+def path(name):
+  """Returns the path that flag `name` holds, a str.
+
+  Raises:
+    UserError: it was not given.
+  """
+  if not flags.FLAGS[name].value:
+    raise UserError(f"--{name} is missing; expected a path")
+  return flags.FLAGS[name].value
 
 
 def run(main, default_config=default_config):

@@ -17,285 +17,26 @@ block, -1 the last; several are concatenated, so that D is a multiple of the
 hidden size.
 """
 
-import dataclasses
-import functools
-
-import jax
-import jax.numpy as jnp
-import numpy as np
-import tokenizers
-import tqdm
 from absl import flags
-from jax.sharding import NamedSharding, PartitionSpec
 
 from bert_jax import command
-from bert_jax.config import default_config
-from bert_jax.data.rows import iterate_rows
-from bert_jax.data.tokenization import create_tokenizer
-from bert_jax.errors import UserError
-from bert_jax.inference.embeddings_file import (
-  SUFFIXES,
-  Embedded,
-  save_embeddings,
-)
-from bert_jax.model.bert import BertModel, segment_inputs
-from bert_jax.sharding import partitioning
-from bert_jax.weights.pretrained import load_init, print_report
-
-POOLINGS = ("mean", "cls", "tokens")
-# "last4" is the best of the paper's table 7, in the order of its code.
-LAYERS = {"last": (-1,), "last4": (-1, -2, -3, -4)}
-# Rows are sorted by length within so many batches or bytes of vectors.
-_WINDOW_BATCHES = 32
-_WINDOW_BYTES = 2**28
-# Batches are padded to this times a power of two: few programs to compile.
-_SHORTEST = 16
-
-
-@dataclasses.dataclass(frozen=True)
-class Embedder:
-  """A model ready to embed.
-
-  Attributes:
-    tokenizer: `tokenizers.Tokenizer` that cuts at `max_length`.
-    max_length: longest row, in tokens.
-    batch_size: rows of a batch, a multiple of the devices.
-    width: D, numbers of a vector.
-    pooling: one of `POOLINGS`.
-    step: jitted function of input_ids [B, L], a_length [B] and length [B] to
-      vectors, [B, D] or [B, L, D].
-  """
-
-  tokenizer: tokenizers.Tokenizer
-  max_length: int
-  batch_size: int
-  width: int
-  pooling: str
-  step: object
-
-
-@dataclasses.dataclass(frozen=True)
-class _Row:
-  """A row's ids [CLS] A [SEP] B [SEP], tokens of A, and whether it was cut."""
-
-  ids: np.ndarray
-  a_length: int
-  is_cut: bool
-
-
-def parse_layers(layers, num_hidden_layers):
-  """Reads a choice of layers.
-
-  Args:
-    layers: "last", "last4" or comma-separated numbers.
-    num_hidden_layers: blocks of the model.
-
-  Returns:
-    tuple of int, indices into the embeddings and every block's output.
-
-  Raises:
-    UserError: a number that is none, or a layer that the model lacks.
-  """
-  try:
-    chosen = LAYERS.get(layers) or tuple(map(int, layers.split(",")))
-  except ValueError:
-    raise UserError(
-      f"--layers={layers} is not understood; expected last, last4 or numbers "
-      "such as 0,3,-1"
-    ) from None
-  for layer in chosen:
-    if not -num_hidden_layers - 1 <= layer <= num_hidden_layers:
-      raise UserError(
-        f"--layers={layers} asks for layer {layer}; expected "
-        f"{-num_hidden_layers - 1} to {num_hidden_layers}"
-      )
-  return chosen
-
-
-def create_embedder(pretrained, layers, pooling, max_length, batch_size):
-  """Prepares a model to embed on all devices.
-
-  Args:
-    pretrained: `Pretrained`.
-    layers: as `parse_layers` takes it.
-    pooling: one of `POOLINGS`.
-    max_length: longest row in tokens, or None for the model's.
-    batch_size: rows of a batch, rounded up to a multiple of the devices.
-
-  Returns:
-    `Embedder`.
-
-  Raises:
-    UserError: no vocabulary, or a setting that the model can't serve.
-  """
-  config = pretrained.bert_config
-  if pretrained.vocab is None:
-    raise UserError(
-      f"{pretrained.source} has no vocabulary; expected a vocab.txt"
-    )
-  chosen = parse_layers(layers, config.num_hidden_layers)
-  max_length = pretrained.max_length if max_length is None else max_length
-  if not 4 <= max_length <= config.max_position_embeddings:
-    raise UserError(
-      f"--max_length={max_length}; expected 4 to "
-      f"{config.max_position_embeddings}, the model's positions"
-    )
-  if batch_size < 1:
-    raise UserError(f"--batch_size={batch_size}; expected at least 1")
-  tokenizer = create_tokenizer(pretrained.vocab, pretrained.lowercase)
-  tokenizer.enable_truncation(max_length)
-  mesh = partitioning.create_mesh(default_config().mesh)
-  return Embedder(
-    tokenizer=tokenizer,
-    max_length=max_length,
-    batch_size=-(-batch_size // mesh.size) * mesh.size,
-    width=len(chosen) * config.hidden_size,
-    pooling=pooling,
-    step=_make_step(mesh, config, pretrained.params["bert"], chosen, pooling),
-  )
-
-
-def _make_step(mesh, config, params, layers, pooling):
-  whole = NamedSharding(mesh, PartitionSpec())
-  rows = partitioning.batch_sharding(mesh)
-  body = {k: v for k, v in params.items() if k != "pooler"}
-  model = BertModel(config, add_pooling_layer=False)
-
-  def step(params, input_ids, a_length, length):
-    types, mask = segment_inputs(a_length, length, input_ids.shape[1])
-    hidden_states, _ = model.apply(
-      {"params": params}, input_ids, types, mask, deterministic=True
-    )
-    x = jnp.concatenate([hidden_states[layer] for layer in layers], axis=-1)
-    if pooling == "cls":
-      return x[:, 0]
-    if pooling == "mean":
-      total = jnp.where(mask[:, :, None], x, 0).sum(1)
-      return total / length[:, None]
-    return x
-
-  jitted = jax.jit(
-    step, in_shardings=(whole, rows, rows, rows), out_shardings=rows
-  )
-  return functools.partial(jitted, jax.device_put(body, whole))
-
-
-def embed_rows(embedder, rows):
-  """Embeds rows in their order, with a window of them in memory.
-
-  Args:
-    embedder: `Embedder`.
-    rows: iterable of (text, second text or None).
-
-  Yields:
-    `Embedded` of each row.
-  """
-  window, num_bytes = [], 0
-  for text, pair in rows:
-    row = _encode(embedder.tokenizer, text, pair)
-    window.append(row)
-    vectors = len(row.ids) if embedder.pooling == "tokens" else 1
-    num_bytes += 4 * vectors * embedder.width
-    full = len(window) == _WINDOW_BATCHES * embedder.batch_size
-    if full or num_bytes >= _WINDOW_BYTES:
-      yield from _embed_window(embedder, window)
-      window, num_bytes = [], 0
-  yield from _embed_window(embedder, window)
-
-
-def _encode(tokenizer, text, pair):
-  encoding = tokenizer.encode(text, pair)
-  # Only this is kept: an encoding carries all that was cut off.
-  return _Row(
-    ids=np.array(encoding.ids, np.int32),
-    a_length=len(encoding.ids) - sum(encoding.type_ids) - 2,
-    is_cut=bool(encoding.overflowing),
-  )
-
-
-def _embed_window(embedder, window):
-  """Returns the `Embedded` of some rows, computed longest first."""
-  order = sorted(range(len(window)), key=lambda i: -len(window[i].ids))
-  results = [None] * len(window)
-
-  def fetch(chosen, vectors):
-    for i, row_vectors in zip(chosen, np.asarray(vectors), strict=False):
-      row = window[i]
-      if row_vectors.ndim == 2:
-        row_vectors = row_vectors[: len(row.ids)]
-      # A copy: a view would keep the whole batch alive.
-      results[i] = Embedded(np.array(row_vectors), row.ids, row.is_cut)
-
-  running = None
-  for start in range(0, len(order), embedder.batch_size):
-    chosen = order[start : start + embedder.batch_size]
-    batch = _create_batch([window[i] for i in chosen], embedder)
-    # The device computes this batch while the one before is fetched.
-    launched = chosen, embedder.step(*batch)
-    if running:
-      fetch(*running)
-    running = launched
-  if running:
-    fetch(*running)
-  return results
-
-
-def _create_batch(rows, embedder):
-  """Pads rows to input_ids [B, L], a_length [B] and length [B]."""
-  longest = max(len(row.ids) for row in rows)
-  padded = _SHORTEST
-  while padded < longest:
-    padded *= 2
-  padded = min(padded, embedder.max_length)
-  ids = np.zeros((embedder.batch_size, padded), np.int32)
-  # Rows that fill the batch read as empty texts.
-  a_length = np.zeros(embedder.batch_size, np.int32)
-  length = np.full(embedder.batch_size, 2, np.int32)
-  for i, row in enumerate(rows):
-    ids[i, : len(row.ids)] = row.ids
-    a_length[i], length[i] = row.a_length, len(row.ids)
-  return ids, a_length, length
-
-
-def _checked(rows, path):
-  """Yields rows; raises UserError if there is none."""
-  row = None
-  for row in rows:
-    yield row
-  if row is None:
-    raise UserError(f"{path} is empty; expected one text a line")
+from bert_jax.inference import embedding
 
 
 def main(argv):
   """Runs the command."""
   del argv
   args = flags.FLAGS
-  for name in ("init", "input", "output"):
-    if not args[name].value:
-      raise UserError(f"--{name} is missing; expected a path")
-  if not args.output.endswith(SUFFIXES):
-    raise UserError(
-      f"--output={args.output} should end in {', '.join(SUFFIXES)}"
-    )
-  pretrained = load_init(args.init, command.checkpoint_step())
-  print_report(pretrained, ())
-  embedder = create_embedder(
-    pretrained, args.layers, args.pooling, args.max_length, args.batch_size
-  )
-  rows = _checked(iterate_rows(args.input, args.text_key), args.input)
-  num_cut = 0
-
-  def embedded():
-    nonlocal num_cut
-    for row in tqdm.tqdm(embed_rows(embedder, rows), unit="row", disable=None):
-      num_cut += row.is_cut
-      yield row
-
-  num_rows = save_embeddings(args.output, embedded(), pretrained.vocab)
-  print(
-    f"embed: {num_rows:,} rows ({num_cut:,} cut at {embedder.max_length} "
-    f"tokens) as vectors of {embedder.width} ({args.pooling} of layers "
-    f"{args.layers}) are in {args.output}"
+  embedding.embed_file(
+    command.path("init"),
+    command.checkpoint_step(),
+    command.path("input"),
+    command.path("output"),
+    text_key=args.text_key,
+    layers=args.layers,
+    pooling=args.pooling,
+    max_length=args.max_length,
+    batch_size=args.batch_size,
   )
 
 
@@ -307,7 +48,9 @@ if __name__ == "__main__":
   flags.DEFINE_string("input", None, "Text file, .txt or .jsonl.")
   flags.DEFINE_string("output", None, "File to write.")
   flags.DEFINE_string("layers", "last", "last, last4 or such as 0,3,-1.")
-  flags.DEFINE_enum("pooling", "mean", POOLINGS, "What becomes of the tokens.")
+  flags.DEFINE_enum(
+    "pooling", "mean", embedding.POOLINGS, "What becomes of the tokens."
+  )
   flags.DEFINE_string("text_key", "text", "Key of the text in .jsonl.")
   flags.DEFINE_integer("max_length", None, "Longest row; default: the model's.")
   flags.DEFINE_integer("batch_size", 64, "Rows at a time, over all devices.")

@@ -8,69 +8,16 @@ figures of different checkpoints and runs compare.
 
 import json
 
-import jax
-from etils import epath
-
 from bert_jax import command
-from bert_jax.data.pipeline import iterate_batches
-from bert_jax.pretraining import losses, objective
-from bert_jax.pretraining import run as run_lib
-from bert_jax.sharding import partitioning
-from bert_jax.storage import checkpoints
-from bert_jax.training import step as step_lib
-
-
-def make_evaluate(run, name, params):
-  """Builds the held-out evaluation of one phase.
-
-  Args:
-    run: `Run`.
-    name: "phase1" or "phase2"; says the length.
-    params: nested dict of arrays or shapes.
-
-  Returns:
-    Function of params to a dict of floats: loss, mlm_loss, mlm_accuracy,
-    nsp_loss, nsp_accuracy, nsp_base_rate, fill.
-  """
-  phase = run.config[name]
-  examples = run_lib.held_out_examples(run, name)
-  eval_step = objective.make_eval_step(run, name, params)
-
-  def evaluate(params):
-    batches = iterate_batches(
-      examples,
-      phase.batch_size,
-      0,
-      run.config.eval.num_batches,
-      partitioning.local_rows(run.mesh, phase.batch_size),
-    )
-    total = None
-    for number, batch in enumerate(batches):
-      batch = partitioning.global_batch(run.mesh, batch)
-      # Added up on the host: sums of global arrays would be programs too.
-      sums = jax.device_get(eval_step(params, batch, number))
-      total = losses.add(total, sums)
-    means = step_lib.mean_metrics(total, objective.LOSSES)
-    return {k: float(v) for k, v in means.items()}
-
-  return evaluate
+from bert_jax.pretraining import evaluation
 
 
 def main(argv):
   """Runs the command."""
   del argv
-  workdir = epath.Path(command.workdir())
-  run = run_lib.load_run(workdir)
-  abstract = run_lib.abstract_sharded_state(run).params
-  step, params, _ = checkpoints.load_params(
-    workdir, abstract, command.checkpoint_step()
-  )
-  for name in run_lib.PHASES:
-    phase = run.config[name]
-    if phase.num_steps:
-      row = {"step": step, "split": "eval", "phase": name}
-      row["max_seq_length"] = phase.max_seq_length
-      print(json.dumps(row | make_evaluate(run, name, params)(params)))
+  rows = evaluation.evaluate(command.workdir(), command.checkpoint_step())
+  for row in rows:
+    print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

@@ -3,72 +3,19 @@
 python -m bert_jax.fill_mask --model=H --text='The [MASK] of the people.'
 """
 
-import jax
-import jax.numpy as jnp
 from absl import flags
 
 from bert_jax import command
-from bert_jax.data.tokenization import create_tokenizer
-from bert_jax.errors import UserError
-from bert_jax.model.bert import BertForPreTraining, create_params
-from bert_jax.weights.pretrained import load_init, take_over
-
-
-def fill_mask(params, config, tokenizer, text, num_fillings=5):
-  """Predicts the first [MASK] of a text.
-
-  Args:
-    params: parameters of `BertForPreTraining`.
-    config: `BertConfig`.
-    tokenizer: `tokenizers.Tokenizer` of the model.
-    text: str with a [MASK].
-    num_fillings: how many to return.
-
-  Returns:
-    list of (token, probability), best first.
-
-  Raises:
-    UserError: there is no [MASK] in the text.
-  """
-  encoding = tokenizer.encode(text)
-  if "[MASK]" not in encoding.tokens:
-    raise UserError(f"there is no [MASK] in {text!r}; expected one to fill")
-  position = encoding.tokens.index("[MASK]")
-  logits, _ = BertForPreTraining(config).apply(
-    {"params": params},
-    jnp.array([encoding.ids]),
-    jnp.array([encoding.type_ids]),
-    jnp.array([encoding.attention_mask]) == 1,
-    jnp.array([[position]]),
-    deterministic=True,
-  )
-  probabilities, ids = jax.lax.top_k(jax.nn.softmax(logits[0, 0]), num_fillings)
-  return [
-    (tokenizer.id_to_token(int(i)), float(p))
-    for i, p in zip(ids, probabilities, strict=True)
-  ]
+from bert_jax.inference import fillings
 
 
 def main(argv):
   """Runs the command."""
   del argv
-  folder, texts = flags.FLAGS.model, flags.FLAGS.text
-  if not folder or not texts:
-    raise UserError("expected --model=FOLDER and --text='... [MASK] ...'")
-  pretrained = load_init(folder)
-  config = pretrained.bert_config
-  params, fresh = take_over(
-    create_params(config, jax.random.key(0)), pretrained
-  )
-  if pretrained.vocab is None or "cls/predictions/bias" in fresh:
-    raise UserError(
-      f"{folder} has no vocabulary or no masked-LM head; expected both"
-    )
-  tokenizer = create_tokenizer(pretrained.vocab, pretrained.lowercase)
-  for text in texts:
-    fillings = fill_mask(params, config, tokenizer, text)
+  model, texts = flags.FLAGS.model, flags.FLAGS.text
+  for text, found in fillings.fill_texts(model, texts):
     print(text)
-    for token, probability in fillings:
+    for token, probability in found:
       print(f"  {probability:6.1%}  {token}")
 
 

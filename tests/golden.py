@@ -23,7 +23,7 @@ from bert_jax.model.bert import create_bert_config, create_params
 from bert_jax.model.dropout import draw_keep, draw_words
 from bert_jax.pretraining import objective as objective_lib
 from bert_jax.pretraining.masking import create_masking_vocab, mask_tokens
-from bert_jax.sharding import partitioning
+from bert_jax.sharding import mesh as mesh_lib
 from bert_jax.training.optimizer import create_optimizer, create_schedule
 from bert_jax.training.step import make_train_step
 from bert_jax.training.train_state import create_train_state
@@ -140,7 +140,7 @@ def _losses(corpus):
   state = create_train_state(
     create_params(bert_config, jax.random.key(0)), optimizer
   )
-  mesh = partitioning.create_mesh(config.mesh, jax.devices()[:1])
+  mesh = mesh_lib.create_mesh(config.mesh, jax.devices()[:1])
   objective = objective_lib.create_objective(
     config, config.phase1, bert_config, create_masking_vocab(VOCAB)
   )

@@ -36,8 +36,8 @@ def _source(module):
   path = ROOT / module.replace(".", "/")
   path = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
   text = path.read_text()
-  if "continuation.define_flags()" in text:
-    text += (ROOT / "bert_jax" / "initialization.py").read_text()
+  if "command.define_init_flags()" in text:
+    text += (ROOT / "bert_jax" / "command.py").read_text()
   return text
 
 

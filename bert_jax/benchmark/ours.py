@@ -13,14 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bert_jax import train as train_lib
 from bert_jax.benchmark.stopwatch import time_repeats
 from bert_jax.data import pipeline
 from bert_jax.data.corpus import DOCUMENT, Corpus
 from bert_jax.data.tokenization import SPECIAL_TOKENS
 from bert_jax.errors import DoesNotFitError
 from bert_jax.pretraining import run as run_lib
-from bert_jax.sharding import partitioning
+from bert_jax.pretraining import session
+from bert_jax.sharding import rows as rows_lib
 from bert_jax.training import flops
 from bert_jax.training import loop as loop_lib
 from bert_jax.training.host_memory import keep_freed_memory
@@ -106,7 +106,7 @@ def _measure_step(config, name, seconds):
   (step,) = loop_lib.compile_stages([stage], state)
   compile_seconds = time.perf_counter() - started
   batch = next(stage.iterate_batches(0))
-  batch = partitioning.global_batch(run.mesh, batch)
+  batch = rows_lib.global_batch(run.mesh, batch)
 
   def repeat(times):
     nonlocal state
@@ -190,7 +190,7 @@ def _create_stage(config, name):
   config[name].num_steps = _ENDLESS
   run = run_lib.create_run(config, made_up_corpus(config.corpus.vocab_size))
   state = run_lib.create_state(run)
-  stages = train_lib.create_stages(run, state)
+  stages = session.create_stages(run, state)
   (stage,) = (stage for stage in stages if stage.name == name)
   return run, stage, state
 

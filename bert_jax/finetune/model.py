@@ -18,7 +18,9 @@ from bert_jax.finetune.features import eval_batches
 from bert_jax.finetune.tasks import KINDS, Kind
 from bert_jax.model.bert import segment_inputs
 from bert_jax.model.bert_config import BertConfig
+from bert_jax.sharding import mesh as mesh_lib
 from bert_jax.sharding import partitioning
+from bert_jax.sharding import rows as rows_lib
 from bert_jax.weights import hf, hf_folder, pretrained
 from bert_jax.weights.pretrained import Pretrained
 
@@ -154,8 +156,8 @@ def create_task_model(config, found, head, labels):
     print(f"init: a fresh output layer for {_few(labels)}")
     if head is not None:
       print(f"init: its own is {head.architecture}'s for {_few(head.labels)}")
-  mesh = partitioning.create_mesh(config.mesh)
-  partitioning.check_heads(mesh, found.bert_config.num_attention_heads)
+  mesh = mesh_lib.create_mesh(config.mesh)
+  mesh_lib.check_heads(mesh, found.bert_config.num_attention_heads)
   return TaskModel(config, kind, labels, found, mesh)
 
 
@@ -269,21 +271,21 @@ def make_predict(model, params):
     return apply(model.module, params, batch, None)[0]
 
   step = jax.jit(
-    partitioning.traced_on(mesh, logits_of),
+    mesh_lib.traced_on(mesh, logits_of),
     in_shardings=(
       partitioning.param_shardings(mesh, params),
-      partitioning.batch_sharding(mesh),
+      rows_lib.batch_sharding(mesh),
     ),
     # Whole, so that every process sees all of them.
     out_shardings=NamedSharding(mesh, PartitionSpec()),
   )
-  rows = partitioning.local_rows(mesh, batch_size)
+  rows = rows_lib.local_rows(mesh, batch_size)
 
   def predict(params, features):
     logits = []
     for batch in eval_batches(features, batch_size):
       batch = {name: array[rows] for name, array in batch.items()}
-      logits.append(step(params, partitioning.global_batch(mesh, batch)))
+      logits.append(step(params, rows_lib.global_batch(mesh, batch)))
     return np.concatenate(jax.device_get(logits))[: len(features)]
 
   return predict

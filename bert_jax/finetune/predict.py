@@ -22,7 +22,8 @@ from bert_jax.finetune import metrics
 from bert_jax.finetune import model as model_lib
 from bert_jax.finetune.config import default_config, validate
 from bert_jax.finetune.tasks import KINDS
-from bert_jax.sharding import partitioning
+from bert_jax.sharding import mesh as mesh_lib
+from bert_jax.sharding import rows as rows_lib
 from bert_jax.storage import workdir as workdir_lib
 from bert_jax.weights import pretrained
 
@@ -49,11 +50,9 @@ def load_model(source, config):
       f"{holds or 'none'}); expected a model of bert_jax.finetune, or set "
       "--config.task.kind"
     )
-  mesh = partitioning.create_mesh(config.mesh)
-  partitioning.check_heads(mesh, found.bert_config.num_attention_heads)
-  partitioning.check_batch_size(
-    mesh, "train.batch_size", config.train.batch_size
-  )
+  mesh = mesh_lib.create_mesh(config.mesh)
+  mesh_lib.check_heads(mesh, found.bert_config.num_attention_heads)
+  rows_lib.check_batch_size(mesh, "train.batch_size", config.train.batch_size)
   found = model_lib.with_head(found, head)
   model = model_lib.TaskModel(config, kind, head.labels, found, mesh)
   params, fresh = model_lib.create_params(model)

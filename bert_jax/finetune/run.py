@@ -21,6 +21,7 @@ from bert_jax.finetune.metrics import check_libraries
 from bert_jax.finetune.model import TaskModel
 from bert_jax.finetune.tasks import KINDS
 from bert_jax.sharding import partitioning
+from bert_jax.sharding import rows as rows_lib
 from bert_jax.storage import checkpoints, metric_log
 from bert_jax.storage import workdir as workdir_lib
 from bert_jax.training import flops
@@ -88,7 +89,7 @@ def create_fine_tuning(config, source):
   labels = _label_names(config, kind, train_rows)
   model = model_lib.create_task_model(config, found, head, labels)
   rows = config.train.batch_size // config.optimizer.grad_accumulation
-  partitioning.check_batch_size(model.mesh, "train.batch_size", rows)
+  rows_lib.check_batch_size(model.mesh, "train.batch_size", rows)
   train = model_lib.encode(model, train_rows, labelled=True)
   dev = model_lib.encode(model, dev_rows, labelled=True)
   print(
@@ -308,7 +309,7 @@ def _create_stage(run, workdir, state):
   examples = TrainingExamples(run.train, config.seed)
 
   def batches(step):
-    rows = partitioning.local_rows(mesh, batch_size)
+    rows = rows_lib.local_rows(mesh, batch_size)
     return iterate_batches(examples, batch_size, step, run.num_steps, rows)
 
   return loop_lib.Stage(
@@ -331,7 +332,7 @@ def _create_stage(run, workdir, state):
       name: jax.ShapeDtypeStruct(
         (batch_size, *array.shape[1:]),
         array.dtype,
-        sharding=partitioning.batch_sharding(mesh),
+        sharding=rows_lib.batch_sharding(mesh),
       )
       for name, array in run.train.arrays.items()
     },

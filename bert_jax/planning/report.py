@@ -13,6 +13,11 @@ _COLUMNS = (
 )
 
 
+def format_any(report):
+  """Turns what `run_plan.plan_slices` returns into text."""
+  return (format_comparison if "candidates" in report else format_plan)(report)
+
+
 def format_plan(report):
   """Turns what `plan.plan` returns into text."""
   lines = [

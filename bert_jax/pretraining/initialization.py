@@ -13,7 +13,6 @@ import os
 import jax
 import numpy as np
 import optax
-from absl import flags
 from etils import epath
 
 from bert_jax.config import num_train_steps
@@ -30,7 +29,6 @@ from bert_jax.weights.pretrained import load_init, print_report, take_over
 
 RECORD_FILE = "init.json"
 VOCAB_FILE = "init_vocab.txt"
-OPTIMIZERS = ("reset", "keep")
 # What the weights fix; the rest of config.model is the run's to choose.
 ARCHITECTURE = (
   "hidden_size",
@@ -59,27 +57,20 @@ class Init:
   optimizer: str = "reset"
 
 
-def define_flags():
-  """Defines `--init`, `--extend_vocab` and `--init_optimizer`."""
-  flags.DEFINE_string(
-    "init", None, "Model to go on with: workdir, Hugging Face or TF1 folder."
-  )
-  flags.DEFINE_integer(
-    "extend_vocab", 0, "Pieces of the text to add to the vocabulary of --init."
-  )
-  flags.DEFINE_enum(
-    "init_optimizer", "reset", OPTIMIZERS, "What becomes of Adam's moments."
-  )
+def create_init(source, extend_vocab=0, optimizer="reset"):
+  """Checks how a run is to begin.
 
+  Args:
+    source: what `load_init` takes, or None for fresh weights.
+    extend_vocab: number of pieces to add to the vocabulary.
+    optimizer: "reset" or "keep".
 
-def init_from_flags():
-  """Returns the `Init` of the command line, or None without `--init`.
+  Returns:
+    `Init`, or None without a source.
 
   Raises:
-    UserError: a flag that takes `--init` came without it, or they clash.
+    UserError: the others need a source and there is none, or they clash.
   """
-  source, extend_vocab = flags.FLAGS.init, flags.FLAGS.extend_vocab
-  optimizer = flags.FLAGS.init_optimizer
   if not source:
     if extend_vocab or optimizer != "reset":
       raise UserError(
@@ -299,13 +290,7 @@ def _keep_moments(run, source, opt_state):
       create_params(run.bert_config, jax.random.key(0)), optimizer
     )
   )
-  abstract = jax.tree.map(
-    lambda leaf, sharding: jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=sharding
-    ),
-    shapes,
-    partitioning.state_shardings(run.mesh, shapes, optimizer),
-  )
+  abstract = partitioning.abstract_state(run.mesh, shapes, optimizer)
   manager = checkpoints.create_manager(config.checkpoint, workdir)
   state, _ = checkpoints.restore(manager, manager.latest_step(), abstract)
   manager.close()

@@ -117,22 +117,3 @@ def pretraining_sums(mlm_logits, nsp_logits, batch):
     "nsp_accuracy": next_sentence_accuracy(nsp_logits, labels),
     "nsp_base_rate": (random, jnp.float32(labels.size)),
   }
-
-
-def add(total, sums):
-  """Adds (sum, weight) pairs of one more batch.
-
-  Args:
-    total: dict of (sum, weight) so far, or None at the first batch.
-    sums: dict of (sum, weight), same names.
-
-  Returns:
-    dict of (sum, weight).
-  """
-  return sums if total is None else jax.tree.map(jnp.add, total, sums)
-
-
-def divide(pair):
-  """Turns a (sum, weight) pair into a mean; 0 where nothing was counted."""
-  total, weight = pair
-  return total / jnp.where(weight > 0, weight, 1)

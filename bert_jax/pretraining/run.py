@@ -13,7 +13,9 @@ from bert_jax.data.examples import Examples
 from bert_jax.data.tokenization import SPECIAL_TOKENS
 from bert_jax.model.bert import BertConfig, create_bert_config, create_params
 from bert_jax.pretraining.masking import MaskingVocab, create_masking_vocab
+from bert_jax.sharding import mesh as mesh_lib
 from bert_jax.sharding import partitioning
+from bert_jax.sharding import rows as rows_lib
 from bert_jax.storage import workdir as workdir_lib
 from bert_jax.training.optimizer import create_optimizer
 from bert_jax.training.step import EVAL_SEED
@@ -119,13 +121,13 @@ def create_mesh(config, devices=None):
   Raises:
     UserError: the mesh or a batch does not fit the devices.
   """
-  mesh = partitioning.create_mesh(config.mesh, devices)
-  partitioning.check_heads(mesh, config.model.num_attention_heads)
+  mesh = mesh_lib.create_mesh(config.mesh, devices)
+  mesh_lib.check_heads(mesh, config.model.num_attention_heads)
   for name in PHASES:
     phase = config[name]
     if phase.num_steps:
       rows = phase.batch_size // config.optimizer.grad_accumulation
-      partitioning.check_batch_size(mesh, f"{name}.batch_size", rows)
+      rows_lib.check_batch_size(mesh, f"{name}.batch_size", rows)
   return mesh
 
 
@@ -160,7 +162,7 @@ def abstract_sharded_state(run):
 def abstract_batch(run, name):
   """Returns shapes and shardings of a batch of phase `name`."""
   phase = run.config[name]
-  sharding = partitioning.batch_sharding(run.mesh)
+  sharding = rows_lib.batch_sharding(run.mesh)
 
   def rows(dtype, *shape):
     shape = (phase.batch_size, *shape)

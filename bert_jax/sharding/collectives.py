@@ -6,6 +6,7 @@
 import jax
 import jax.numpy as jnp
 
+from bert_jax.sharding import mesh as mesh_lib
 from bert_jax.sharding import partitioning
 
 
@@ -31,7 +32,7 @@ def make_gather_and_scatter(mesh, params, dtype):
 
   def gather(params):
     def one(param, sharding, kept_sharding):
-      if partitioning.is_tpu(mesh) and partitioning.is_split(param):
+      if mesh_lib.is_tpu(mesh) and partitioning.is_split(param):
         param = param.astype(dtype)
       param = jax.lax.with_sharding_constraint(param, kept_sharding)
       return jax.lax.with_sharding_constraint(param, sharding)

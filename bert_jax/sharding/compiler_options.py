@@ -2,7 +2,7 @@
 
 import jax
 
-from bert_jax.sharding import partitioning
+from bert_jax.sharding import mesh as mesh_lib
 
 _FUSE_ALL_REDUCE = "xla_tpu_enable_async_collective_fusion_fuse_all_reduce"
 _FUSE_ALL_GATHER = "xla_tpu_enable_async_collective_fusion_fuse_all_gather"
@@ -34,7 +34,7 @@ TPU_OPTIONS = {
 
 def compiler_options(mesh):
   """Returns the compiler's options for a step on a mesh; None: its own."""
-  if not partitioning.is_tpu(mesh):
+  if not mesh_lib.is_tpu(mesh):
     return None
   kind = mesh.devices.flat[0].device_kind
   fuses = kind not in _WITHOUT_FUSED_ALL_REDUCE

@@ -1,32 +1,19 @@
-"""Which device holds which part of what: the mesh and the sharding table.
+"""Which device holds which part of the parameters and the optimizer's state.
 
-A run's devices form a mesh of three axes:
-
-  data   each device sees other rows of the batch; float32 weights and the
-         optimizer's moments are split over it between the steps, and whole
-         weights are gathered once a step (ZeRO-1)
-  fsdp   the same, but weights are gathered where they are used
-  model  heads, feed-forward and vocabulary are split (tensor parallelism)
-
-Two tables say the rest: a parameter's path gives the logical names of its
+Two tables say it: a parameter's path gives the logical names of its
 dimensions, a logical name gives its mesh axis. jax.jit with these shardings
 inserts the collectives (what used to be called pjit).
 """
 
-import functools
 import math
 import re
 
 import jax
-import numpy as np
 import optax
-from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from bert_jax.errors import UserError
-from bert_jax.sharding.devices import BATCH_AXES, MODEL_AXIS, num_row_shards
-
-MESH_AXES = ("data", "fsdp", "model")
+from bert_jax.sharding.devices import MODEL_AXIS
 
 # Parameter path -> logical name of each dimension; None is never split.
 PARAM_AXES = (
@@ -60,36 +47,6 @@ MESH_AXIS_OF = {
   "mlp": MODEL_AXIS,
   "embed": "fsdp",
 }
-
-
-def create_mesh(config, devices=None):
-  """Arranges devices in a mesh.
-
-  Args:
-    config: `config.mesh`; devices per axis, -1 takes what is left.
-    devices: list of jax devices; all of them by default.
-
-  Returns:
-    `jax.sharding.Mesh` with axes `MESH_AXES`.
-
-  Raises:
-    UserError: the sizes do not multiply to the number of devices.
-  """
-  devices = jax.devices() if devices is None else devices
-  sizes = [config[axis] for axis in MESH_AXES]
-  fixed = math.prod(size for size in sizes if size != -1)
-  sizes = [len(devices) // fixed if size == -1 else size for size in sizes]
-  if math.prod(sizes) != len(devices):
-    raise UserError(
-      f"config.mesh is {'x'.join(map(str, sizes))} (data x fsdp x model); "
-      f"expected a product of {len(devices)}, the number of devices"
-    )
-  # In the order of the torus; unlike jax.make_mesh also where an axis takes
-  # part of one of its dimensions, as 2 x 2 x 4 does on v4-32.
-  arranged = mesh_utils.create_device_mesh(
-    sizes, devices, allow_split_physical_axes=True
-  )
-  return Mesh(arranged, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 def param_axes(path, shape):
@@ -192,12 +149,25 @@ def abstract_state(mesh, state, optimizer):
   Returns:
     `TrainState` of `ShapeDtypeStruct` with shardings.
   """
+  return abstract_arrays(state, state_shardings(mesh, state, optimizer))
+
+
+def abstract_arrays(shapes, shardings):
+  """Joins shapes and shardings, as a checkpoint is restored to.
+
+  Args:
+    shapes: pytree of arrays or shapes.
+    shardings: pytree of shardings, the same structure.
+
+  Returns:
+    pytree of `jax.ShapeDtypeStruct`.
+  """
   return jax.tree.map(
     lambda leaf, sharding: jax.ShapeDtypeStruct(
       leaf.shape, leaf.dtype, sharding=sharding
     ),
-    state,
-    state_shardings(mesh, state, optimizer),
+    shapes,
+    shardings,
   )
 
 
@@ -243,120 +213,3 @@ def _split_over_data(leaf, sharding):
 def is_split(leaf):
   """Tells whether a parameter is split over the data axis, if it divides."""
   return len(leaf.shape) > 1 and leaf.size >= MIN_SPLIT_SIZE
-
-
-def is_tpu(mesh):
-  """Tells whether a mesh is made of TPUs."""
-  return mesh.devices.flat[0].platform == "tpu"
-
-
-def traced_on(mesh, function):
-  """Makes a function's model know the devices that it is traced for.
-
-  Args:
-    mesh: `jax.sharding.Mesh`.
-    function: to be jitted.
-
-  Returns:
-    Function like it; see `devices.platform`.
-  """
-
-  @functools.wraps(function)
-  def traced(*args):
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-      return function(*args)
-
-  return traced
-
-
-def batch_sharding(mesh):
-  """Returns the sharding of everything whose first dimension is rows."""
-  return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
-
-
-def check_batch_size(mesh, name, batch_size):
-  """Checks that rows divide over the devices.
-
-  Args:
-    mesh: `jax.sharding.Mesh`.
-    name: config key, for the message.
-    batch_size: rows of one pass through the model, over all devices.
-
-  Raises:
-    UserError: they do not.
-  """
-  shards = num_row_shards(mesh)
-  if batch_size % shards:
-    raise UserError(
-      f"config.{name} gives {batch_size} rows at a time; expected a multiple of"
-      f" {shards}, the devices of mesh axes {' and '.join(BATCH_AXES)}"
-    )
-
-
-def check_heads(mesh, num_heads):
-  """Checks that attention's heads divide over the model axis.
-
-  Args:
-    mesh: `jax.sharding.Mesh`.
-    num_heads: attention heads of a layer.
-
-  Raises:
-    UserError: they do not.
-  """
-  shards = mesh.shape[MODEL_AXIS]
-  if num_heads % shards:
-    raise UserError(
-      f"config.mesh.{MODEL_AXIS} is {shards}, which does not divide {num_heads}"
-      " attention heads"
-    )
-
-
-def local_rows(mesh, batch_size):
-  """Returns which rows of a global batch this process feeds.
-
-  Args:
-    mesh: `jax.sharding.Mesh`; says which rows its devices hold, which need be
-      neither contiguous nor held by this process alone.
-    batch_size: rows of the global batch.
-
-  Returns:
-    int [rows], ascending.
-  """
-  size = batch_size // num_row_shards(mesh)
-  firsts = size * np.asarray(_local_row_shards(mesh))
-  return (firsts[:, None] + np.arange(size)).ravel()
-
-
-def _local_row_shards(mesh):
-  """Returns the numbers of the shards of rows that are held here, ascending."""
-  one_row_each = (num_row_shards(mesh),)
-  held = batch_sharding(mesh).addressable_devices_indices_map(one_row_each)
-  return sorted({rows.start or 0 for (rows,) in held.values()})
-
-
-def global_batch(mesh, batch):
-  """Puts this process' rows of a batch on its devices.
-
-  Args:
-    mesh: `jax.sharding.Mesh`.
-    batch: dict of numpy [rows of this process, ...], those of `local_rows`.
-
-  Returns:
-    dict of global jax arrays [rows of all processes, ...].
-  """
-  sharding = batch_sharding(mesh)
-  if jax.process_count() == 1:
-    return jax.device_put(batch, sharding)
-  held = _local_row_shards(mesh)
-
-  def put(rows):
-    size = len(rows) // len(held)
-
-    def shard(index):
-      begin = held.index((index[0].start or 0) // size) * size
-      return rows[begin : begin + size]
-
-    shape = (size * num_row_shards(mesh), *rows.shape[1:])
-    return jax.make_array_from_callback(shape, sharding, shard)
-
-  return {name: put(rows) for name, rows in batch.items()}

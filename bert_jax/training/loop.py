@@ -20,6 +20,7 @@ from bert_jax.distributed.hosts import Hosts
 from bert_jax.errors import UserError
 from bert_jax.hlo import memory
 from bert_jax.sharding import compiler_options, partitioning
+from bert_jax.sharding import rows as rows_lib
 from bert_jax.training import flops
 from bert_jax.training.step_clock import StepClock
 
@@ -241,7 +242,7 @@ def take_step(train_step, state, batches, mesh, clock):
   """
   with clock.waiting():
     batch = next(batches)
-  batch = partitioning.global_batch(mesh, batch)
+  batch = rows_lib.global_batch(mesh, batch)
   clock.let_finish()
   state, metrics = train_step(state, batch)
   clock.count_step(metrics)

@@ -14,8 +14,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bert_jax.pretraining import losses
 from bert_jax.sharding import collectives, compiler_options, partitioning
+from bert_jax.sharding import mesh as mesh_lib
+from bert_jax.sharding import rows as rows_lib
+from bert_jax.training import sums as sums_lib
 
 # Held-out inputs are drawn from this seed, whatever the run's.
 EVAL_SEED = 0
@@ -75,7 +77,7 @@ def make_train_step(config, objective, optimizer, schedule, mesh, state):
       config.optimizer.grad_accumulation,
     )
     grads = share_gradients(grads)
-    metrics = mean_metrics(sums, objective.loss_weights(inputs))
+    metrics = sums_lib.mean_metrics(sums, objective.loss_weights(inputs))
     metrics["learning_rate"] = schedule(state.step)
     metrics["grad_norm"] = global_norm(grads)
     state = _apply_if_finite(optimizer, state, grads, metrics)
@@ -84,8 +86,8 @@ def make_train_step(config, objective, optimizer, schedule, mesh, state):
 
   state_shardings = partitioning.state_shardings(mesh, state, optimizer)
   return jax.jit(
-    partitioning.traced_on(mesh, train_step),
-    in_shardings=(state_shardings, partitioning.batch_sharding(mesh)),
+    mesh_lib.traced_on(mesh, train_step),
+    in_shardings=(state_shardings, rows_lib.batch_sharding(mesh)),
     out_shardings=(state_shardings, None),
     donate_argnums=0,
     compiler_options=compiler_options.compiler_options(mesh),
@@ -110,28 +112,13 @@ def make_eval_step(objective, mesh, params):
     return objective.sums(params, objective.make_inputs(key, batch), None)
 
   return jax.jit(
-    partitioning.traced_on(mesh, eval_step),
+    mesh_lib.traced_on(mesh, eval_step),
     in_shardings=(
       partitioning.param_shardings(mesh, params),
-      partitioning.batch_sharding(mesh),
+      rows_lib.batch_sharding(mesh),
       None,
     ),
   )
-
-
-def mean_metrics(sums, loss_names):
-  """Turns sums of a global batch (or of several) into reported means.
-
-  Args:
-    sums: dict of (sum, weight), as `Objective.sums` makes it.
-    loss_names: iterable of the names whose sum is the loss.
-
-  Returns:
-    dict of float32 scalars, with `loss`, the sum of the losses.
-  """
-  metrics = {name: losses.divide(pair) for name, pair in sums.items()}
-  metrics["loss"] = sum(metrics[name] for name in loss_names)
-  return metrics
 
 
 def _accumulate_gradients(
@@ -150,7 +137,8 @@ def _accumulate_gradients(
   def loss_and_sums(params, inputs, key):
     sums = objective.sums(params, inputs, key)
     loss = sum(
-      losses.divide((sums[name][0], weight)) for name, weight in weights.items()
+      sums_lib.divide((sums[name][0], weight))
+      for name, weight in weights.items()
     )
     return loss, sums
 

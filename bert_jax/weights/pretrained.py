@@ -23,6 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from bert_jax.data.vocabulary import load_vocabulary
 from bert_jax.errors import UserError
 from bert_jax.model.bert import BertConfig, create_bert_config, create_params
+from bert_jax.sharding import partitioning
 from bert_jax.storage import checkpoints
 from bert_jax.storage import workdir as workdir_lib
 from bert_jax.weights import hf, hf_folder, tf_checkpoint
@@ -165,23 +166,41 @@ def _group(names):
   return ", ".join(f"{group} ({count})" for group, count in groups.items())
 
 
+def load_run_params(workdir, bert_config, step=None):
+  """Reads the parameters of a checkpoint, on any number of processes.
+
+  Args:
+    workdir: `epath.Path` of a run.
+    bert_config: `BertConfig` of its model.
+    step: int, or "best"; the newest checkpoint by default.
+
+  Returns:
+    (step, nested dict of numpy arrays).
+
+  Raises:
+    UserError: no such checkpoint.
+  """
+  # Whole on every device, so that every process can read it.
+  whole = NamedSharding(Mesh(jax.devices(), "all"), PartitionSpec())
+  shapes = jax.eval_shape(lambda: create_params(bert_config, jax.random.key(0)))
+  abstract = partitioning.abstract_arrays(
+    shapes, jax.tree.map(lambda _: whole, shapes)
+  )
+  step, params, _ = checkpoints.load_params(workdir, abstract, step)
+  return step, jax.tree.map(np.asarray, params)
+
+
 def _load_workdir(workdir, step):
   config = workdir_lib.load_config(workdir)
   vocab = load_vocabulary(workdir / "vocab.txt")
   bert_config = dataclasses.replace(
     create_bert_config(config, len(vocab)), dtype="float32"
   )
-  # Whole on every device, so that every process can read it.
-  whole = NamedSharding(Mesh(jax.devices(), "all"), PartitionSpec())
-  abstract = jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
-    jax.eval_shape(lambda: create_params(bert_config, jax.random.key(0))),
-  )
-  step, params, _ = checkpoints.load_params(workdir, abstract, step)
+  step, params = load_run_params(workdir, bert_config, step)
   return Pretrained(
     source=str(workdir),
     bert_config=bert_config,
-    params=jax.tree.map(np.asarray, params),
+    params=params,
     vocab=vocab,
     lowercase=config.corpus.lowercase,
     max_length=bert_config.max_position_embeddings,

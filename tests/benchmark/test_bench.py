@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from bert_jax import bench
+from bert_jax.benchmark import measurements, stopwatch, torch_peer
 from bert_jax.benchmark import ours as ours_lib
-from bert_jax.benchmark import stopwatch, torch_peer
 from bert_jax.config import default_config
 from bert_jax.data.examples import Examples
 from bert_jax.errors import DoesNotFitError, UserError
@@ -64,7 +63,7 @@ def test_the_best_batch_is_found(speeds, best):
       return None
     return {"batch_size": size, "sequences_per_second": speeds[size]}
 
-  found = bench.find_best(measure, 8)
+  found = measurements.find_best(measure, 8)
   assert (found and found["batch_size"]) == best
 
 
@@ -143,7 +142,7 @@ def test_ratios_are_of_sequences_a_second(printed):
 
 def test_what_does_not_fit_is_told_and_ends_nothing():
   with pytest.raises(DoesNotFitError, match="killed"):
-    bench.alone(os.abort)
+    measurements.alone(os.abort)
 
 
 @pytest.mark.parametrize("text", ["phase3", "phase1,phase2"])
@@ -151,4 +150,4 @@ def test_unknown_phases_are_refused(text):
   config = _tiny_config()
   config.phase2.num_steps = 0
   with pytest.raises(UserError, match="expected phase1 or phase2"):
-    bench.parse_phases(text, config)
+    measurements.parse_phases(text, config)

@@ -3,9 +3,8 @@
 import pytest
 from etils.epath import backend, gpath
 
-from bert_jax import prepare
 from bert_jax.config import default_config
-from bert_jax.data import corpus_cache
+from bert_jax.data import corpus_cache, preparation
 from bert_jax.data.corpus import open_corpus
 from bert_jax.errors import UserError
 from tests import texts
@@ -48,7 +47,7 @@ def _prepare(tmp_path, monkeypatch, host):
   config.corpus.vocab_size = 200
   config.phase1.update(max_seq_length=32, batch_size=8)
   config.phase2.update(max_seq_length=64, batch_size=4)
-  return prepare.prepare(config, "gs://bucket/run")
+  return preparation.prepare(config, "gs://bucket/run")
 
 
 def test_every_host_maps_the_same_corpus_from_its_own_disk(

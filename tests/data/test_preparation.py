@@ -14,8 +14,8 @@ import pytest
 import sentencex
 
 from bert_jax import config as config_lib
-from bert_jax import prepare as prepare_lib
 from bert_jax.data import corpus as corpus_lib
+from bert_jax.data import preparation as prepare_lib
 from bert_jax.data.encoding import hash_text
 from bert_jax.data.examples import Examples
 from bert_jax.data.tokenization import SPECIAL_TOKENS, create_tokenizer
@@ -35,11 +35,12 @@ SETTINGS = {
 }
 # The command with small chunks, and with workers whatever the text's size.
 _SMALL_CHUNKS = """
-from bert_jax import command, continuation, prepare
-prepare.CHUNK_BYTES = {chunk_bytes}
-prepare._POOL_BYTES = {pool_bytes}
+from bert_jax import command, prepare
+from bert_jax.data import preparation
+preparation.CHUNK_BYTES = {chunk_bytes}
+preparation._POOL_BYTES = {pool_bytes}
 command.define_config_flags()
-continuation.define_flags()
+command.define_init_flags()
 command.run(prepare.main)
 """
 

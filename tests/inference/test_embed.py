@@ -13,9 +13,9 @@ import safetensors.numpy
 import torch
 import transformers
 
-from bert_jax import embed
 from bert_jax.data.rows import iterate_rows
 from bert_jax.errors import UserError
+from bert_jax.inference import embedding
 from bert_jax.weights.pretrained import load_init
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -77,10 +77,10 @@ def their_features(folder, layers, pooling):
 
 
 def our_features(folder, layers, pooling, batch_size=4):
-  embedder = embed.create_embedder(
+  embedder = embedding.create_embedder(
     load_init(folder), layers, pooling, None, batch_size
   )
-  return [r.vectors for r in embed.embed_rows(embedder, iter(TEXTS))]
+  return [r.vectors for r in embedding.embed_rows(embedder, iter(TEXTS))]
 
 
 def assert_same(ours, theirs):
@@ -89,7 +89,7 @@ def assert_same(ours, theirs):
     np.testing.assert_allclose(ours_row, theirs_row, atol=2e-5)
 
 
-@pytest.mark.parametrize("pooling", embed.POOLINGS)
+@pytest.mark.parametrize("pooling", embedding.POOLINGS)
 @pytest.mark.parametrize(
   ("layers", "chosen"),
   [("last", [5]), ("last4", [5, 4, 3, 2]), ("0,3,-1", [0, 3, 5])],
@@ -106,23 +106,27 @@ def test_order_and_values_do_not_depend_on_batches_or_windows(
 ):
   expected = our_features(folder, "last", "tokens", 64)
   assert_same(our_features(folder, "last", "tokens", 1), expected)
-  monkeypatch.setattr(embed, "_WINDOW_BYTES", 20_000)
+  monkeypatch.setattr(embedding, "_WINDOW_BYTES", 20_000)
   assert_same(our_features(folder, "last", "tokens", 1), expected)
-  monkeypatch.setattr(embed, "_WINDOW_BATCHES", 1)
+  monkeypatch.setattr(embedding, "_WINDOW_BATCHES", 1)
   assert_same(our_features(folder, "last", "tokens", 1), expected)
 
 
 def test_few_programs_are_compiled(folder):
   """Lengths from 2 to 48 are padded to 16, 32 or 48."""
-  embedder = embed.create_embedder(load_init(folder), "last", "cls", None, 16)
+  embedder = embedding.create_embedder(
+    load_init(folder), "last", "cls", None, 16
+  )
   rows = [("a " * n, None) for n in range(46)]
-  list(embed.embed_rows(embedder, rows))
+  list(embedding.embed_rows(embedder, rows))
   assert embedder.step.func._cache_size() <= 3
 
 
 def test_rows_are_read_only_a_window_ahead(folder, monkeypatch):
-  monkeypatch.setattr(embed, "_WINDOW_BATCHES", 2)
-  embedder = embed.create_embedder(load_init(folder), "last", "cls", None, 16)
+  monkeypatch.setattr(embedding, "_WINDOW_BATCHES", 2)
+  embedder = embedding.create_embedder(
+    load_init(folder), "last", "cls", None, 16
+  )
   read = []
 
   def rows():
@@ -130,7 +134,7 @@ def test_rows_are_read_only_a_window_ahead(folder, monkeypatch):
       read.append(i)
       yield "a cat", None
 
-  next(embed.embed_rows(embedder, rows()))
+  next(embedding.embed_rows(embedder, rows()))
   assert len(read) == 2 * embedder.batch_size
 
 
@@ -257,6 +261,6 @@ def test_settings_that_do_not_fit_are_named(
   folder, layers, max_length, batch_size, message
 ):
   with pytest.raises(UserError, match=message):
-    embed.create_embedder(
+    embedding.create_embedder(
       load_init(folder), layers, "cls", max_length, batch_size
     )

@@ -15,6 +15,7 @@ from bert_jax.config import default_config
 from bert_jax.model import attention, bert, encoder
 from bert_jax.model.bert import BertConfig, BertForPreTraining, BertModel
 from bert_jax.pretraining import losses
+from bert_jax.training import sums as sums_lib
 from bert_jax.weights import hf
 
 # No two sizes are equal, so that no transposed array fits by accident.
@@ -99,7 +100,7 @@ def encode(config, params, batch, seed=0):
 @functools.partial(jax.value_and_grad, argnums=1)
 def loss_and_grads(config, params, batch):
   sums = losses.pretraining_sums(*apply(config, params, batch), batch)
-  return losses.divide(sums["mlm_loss"]) + losses.divide(sums["nsp_loss"])
+  return sums_lib.divide(sums["mlm_loss"]) + sums_lib.divide(sums["nsp_loss"])
 
 
 def create_torch_model(config, params):

@@ -6,7 +6,8 @@ import pytest
 
 from bert_jax.config import default_config
 from bert_jax.model import dropout
-from bert_jax.sharding import partitioning
+from bert_jax.sharding import mesh as mesh_lib
+from bert_jax.sharding import rows as rows_lib
 
 
 def test_hashed_masks_keep_their_share_in_every_row_and_column():
@@ -32,12 +33,12 @@ def test_hashed_masks_of_other_keys_numbers_and_rows_are_unrelated():
 
 
 def test_hashed_mask_does_not_depend_on_the_mesh():
-  mesh = partitioning.create_mesh(default_config().mesh)
+  mesh = mesh_lib.create_mesh(default_config().mesh)
 
   def draw(key):
     (words,) = dropout.draw_words(key, 1, 32)
     return dropout.draw_keep(words, 0.1, (32, 8, 24))
 
-  split = jax.jit(draw, out_shardings=partitioning.batch_sharding(mesh))
+  split = jax.jit(draw, out_shardings=rows_lib.batch_sharding(mesh))
   key = jax.random.key(1)
   np.testing.assert_array_equal(split(key), draw(key))

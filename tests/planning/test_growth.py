@@ -2,10 +2,9 @@
 
 import pytest
 
-from bert_jax import growth
 from bert_jax.config import default_config
 from bert_jax.errors import UserError
-from bert_jax.planning import slices
+from bert_jax.planning import growth, slices
 
 V5E = slices.find_slice("v5e:4x4")
 

@@ -8,11 +8,10 @@ import sys
 
 import pytest
 
-from bert_jax import plan
 from bert_jax.config import default_config
 from bert_jax.errors import UserError
 from bert_jax.planning import report as report_lib
-from bert_jax.planning import slices
+from bert_jax.planning import run_plan, slices
 
 CONFIG = """
 from bert_jax.config import default_config
@@ -47,9 +46,9 @@ def _slices(*names):
 
 def test_prices_of_one_or_several_generations():
   found = _slices("v5e:2x2", "v6e:2x2")
-  assert plan.parse_prices(None, found) == {}
-  assert plan.parse_prices("1.2", found) == {"v5e": 1.2, "v6e": 1.2}
-  given = plan.parse_prices("v6e=2.7, v5e=1.2", found)
+  assert run_plan.parse_prices(None, found) == {}
+  assert run_plan.parse_prices("1.2", found) == {"v5e": 1.2, "v6e": 1.2}
+  given = run_plan.parse_prices("v6e=2.7, v5e=1.2", found)
   assert given == {"v5e": 1.2, "v6e": 2.7}
 
 
@@ -58,7 +57,7 @@ def test_prices_of_one_or_several_generations():
 )
 def test_a_price_that_is_none_is_refused(text):
   with pytest.raises(UserError, match="v5e=PRICE,v6e=PRICE"):
-    plan.parse_prices(text, _slices("v5e:2x2", "v6e:2x2"))
+    run_plan.parse_prices(text, _slices("v5e:2x2", "v6e:2x2"))
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +67,7 @@ def planned(tmp_path_factory):
   config = small_config()
   config.optimizer.grad_accumulation = 2
   (found,) = _slices("v5litepod-4")
-  report = plan.plan(config, found, 1.0, str(folder))
+  report = run_plan.plan(config, found, 1.0, str(folder))
   return report, (folder / "phase1.txt").read_text()
 
 
@@ -126,7 +125,7 @@ def test_another_reading_of_the_program_finds_the_same(planned):
 def test_half_a_chip_is_a_device_and_a_whole_one_is_paid_for(name):
   """A narrow model on TPU7x also overflowed the compiler's stacks."""
   (found,) = _slices(name)
-  report = plan.plan(small_config(), found, 1.0)
+  report = run_plan.plan(small_config(), found, 1.0)
   assert (report["chips"], report["devices"]) == (4, 8)
   assert report["mesh"]["data"] == 8
   assert report["money"] == pytest.approx(4 * report["hours"])
@@ -146,7 +145,7 @@ def test_a_layer_of_bert_base_compiles_where_vector_memory_is_small(name):
   config = default_config()
   config.model.num_hidden_layers = 1
   config.phase2.num_steps = 0
-  assert plan.plan(config, found, 1.0)["phases"]["phase1"]["fits"]
+  assert run_plan.plan(config, found, 1.0)["phases"]["phase1"]["fits"]
 
 
 @pytest.mark.slow
@@ -163,7 +162,7 @@ def test_what_does_not_fit_says_by_how_much_and_what_would():
   config.phase2.batch_size = 4096
   config.optimizer.warmup_steps = 10
   (found,) = _slices("v5e:2x2")
-  report = plan.plan(config, found)
+  report = run_plan.plan(config, found)
   phase = report["phases"]["phase2"]
   assert not report["fits"]
   assert "hours" not in report

@@ -12,16 +12,17 @@ import torch
 import transformers
 from etils import epath
 
-from bert_jax import export, fill_mask
 from bert_jax.config import default_config
 from bert_jax.data.tokenization import create_tokenizer
 from bert_jax.data.vocabulary import save_vocabulary
 from bert_jax.errors import UserError
+from bert_jax.inference import fillings
 from bert_jax.model.bert import (
   BertForPreTraining,
   create_bert_config,
   create_params,
 )
+from bert_jax.pretraining import exporting
 from bert_jax.storage import checkpoints, metric_log
 from bert_jax.storage import workdir as workdir_lib
 from bert_jax.training.optimizer import create_optimizer
@@ -88,7 +89,7 @@ def _inputs():
 
 
 def test_the_exported_logits_are_the_runs(workdir, tmp_path, caplog):
-  assert export.export(workdir, tmp_path / "hf") == 5
+  assert exporting.export(workdir, tmp_path / "hf") == 5
   with _no_warnings(caplog):
     model = transformers.AutoModelForPreTraining.from_pretrained(
       tmp_path / "hf"
@@ -117,8 +118,8 @@ def test_the_exported_logits_are_the_runs(workdir, tmp_path, caplog):
 
 
 def test_an_older_step_can_be_exported(workdir, tmp_path):
-  export.export(workdir, tmp_path / "old", step=3)
-  export.export(workdir, tmp_path / "new", step=5)
+  exporting.export(workdir, tmp_path / "old", step=3)
+  exporting.export(workdir, tmp_path / "new", step=5)
   old = load_init(tmp_path / "old").params
   new = load_init(tmp_path / "new").params
   expected = create_params(
@@ -144,7 +145,7 @@ def test_an_older_step_can_be_exported(workdir, tmp_path):
 def test_each_kind_loads_in_its_class_without_a_warning(
   workdir, tmp_path, caplog, heads, auto_class
 ):
-  export.export(workdir, tmp_path / "hf", heads)
+  exporting.export(workdir, tmp_path / "hf", heads)
   names = {path.name for path in (tmp_path / "hf").iterdir()}
   assert names == {
     "config.json",
@@ -161,12 +162,12 @@ def test_each_kind_loads_in_its_class_without_a_warning(
 
 
 def test_our_fillings_are_the_pipelines(workdir, tmp_path):
-  export.export(workdir, tmp_path / "hf", "mlm")
+  exporting.export(workdir, tmp_path / "hf", "mlm")
   pipeline = transformers.pipeline("fill-mask", str(tmp_path / "hf"))
   theirs = pipeline("the river [MASK] the stone.", top_k=3)
-  export.export(workdir, tmp_path / "all")
+  exporting.export(workdir, tmp_path / "all")
   exported = load_init(tmp_path / "all")
-  ours = fill_mask.fill_mask(
+  ours = fillings.fill_mask(
     exported.params,
     exported.bert_config,
     create_tokenizer(exported.vocab, exported.lowercase),
@@ -182,7 +183,7 @@ def test_our_fillings_are_the_pipelines(workdir, tmp_path):
 
 
 def test_the_model_card_says_what_was_trained_and_measured(workdir, tmp_path):
-  export.export(workdir, tmp_path / "hf")
+  exporting.export(workdir, tmp_path / "hf")
   card = (tmp_path / "hf" / "README.md").read_text()
   assert card.startswith("---\nlibrary_name: transformers\n")
   for fact in ("after 5 steps", "`embedded`", "1.2500", "0.7500", "0.5200"):
@@ -194,4 +195,4 @@ def test_the_model_card_says_what_was_trained_and_measured(workdir, tmp_path):
 
 def test_a_folder_without_a_run_is_one_line(tmp_path):
   with pytest.raises(UserError, match="holds no run"):
-    export.export(tmp_path, tmp_path / "hf")
+    exporting.export(tmp_path, tmp_path / "hf")

@@ -17,8 +17,8 @@ import torch
 import transformers
 from etils import epath
 
-from bert_jax import export
 from bert_jax.config import default_config
+from bert_jax.data.preparation import prepare
 from bert_jax.data.tokenization import SPECIAL_TOKENS, create_tokenizer
 from bert_jax.data.vocabulary import (
   count_words,
@@ -31,8 +31,7 @@ from bert_jax.distributed.hosts import Hosts
 from bert_jax.errors import UserError
 from bert_jax.model.bert import BertForPreTraining
 from bert_jax.model.bert_config import BertConfig
-from bert_jax.prepare import prepare
-from bert_jax.pretraining import initialization
+from bert_jax.pretraining import exporting, initialization
 from bert_jax.pretraining.initialization import Init
 from bert_jax.storage import metric_log
 from bert_jax.storage.workdir import load_config
@@ -268,7 +267,7 @@ def test_moments_are_reset_or_kept_as_asked(text, source, continued, tmp_path):
 
 
 def test_moments_can_only_be_kept_from_a_run(text, source, tmp_path):
-  export.export(source, tmp_path / "hf")
+  exporting.export(source, tmp_path / "hf")
   with pytest.raises(UserError, match="has no optimizer state"):
     initialization.begin(
       create_config(text),
@@ -344,7 +343,7 @@ def test_texts_are_written_with_the_new_pieces(source, extended):
 
 
 def test_extended_export_loads_in_transformers(extended, tmp_path):
-  export.export(extended, tmp_path / "hf")
+  exporting.export(extended, tmp_path / "hf")
   model = transformers.BertForPreTraining.from_pretrained(tmp_path / "hf")
   tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
   inputs = tokenizer("The captain remembers the river.", return_tensors="pt")

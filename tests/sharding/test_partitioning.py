@@ -10,6 +10,8 @@ from bert_jax.config import default_config
 from bert_jax.errors import UserError
 from bert_jax.model.bert import BertConfig, create_params
 from bert_jax.sharding import collectives, partitioning
+from bert_jax.sharding import mesh as mesh_lib
+from bert_jax.sharding import rows as rows_lib
 from bert_jax.training.optimizer import create_optimizer
 from bert_jax.training.train_state import create_train_state
 
@@ -18,7 +20,7 @@ def _mesh(data, fsdp, model):
   sizes = ml_collections.ConfigDict(
     {"data": data, "fsdp": fsdp, "model": model}
   )
-  return partitioning.create_mesh(sizes)
+  return mesh_lib.create_mesh(sizes)
 
 
 def _abstract_params(layers=2):
@@ -115,11 +117,11 @@ def test_minus_one_takes_the_devices_that_are_left():
 
 def test_a_batch_that_does_not_divide_is_refused():
   with pytest.raises(UserError, match=r"phase1.batch_size .* multiple of 8"):
-    partitioning.check_batch_size(_mesh(4, 2, 2), "phase1.batch_size", 12)
+    rows_lib.check_batch_size(_mesh(4, 2, 2), "phase1.batch_size", 12)
 
 
 def test_heads_that_do_not_divide_are_refused():
   with pytest.raises(
     UserError, match=r"config.mesh.model is 16, .* 12 attention heads"
   ):
-    partitioning.check_heads(_mesh(1, 1, 16), 12)
+    mesh_lib.check_heads(_mesh(1, 1, 16), 12)

@@ -13,7 +13,7 @@ import pytest
 
 from bert_jax.planning import slices, step_plan
 from bert_jax.pretraining import run as run_lib
-from bert_jax.sharding import partitioning
+from bert_jax.sharding import mesh as mesh_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
 # data x fsdp x model: 1x16, 4x4 (twice) and 2x2x4.
@@ -73,7 +73,7 @@ BYTES = {
 
 def _create_run(name, mesh, devices=None):
   config = importlib.import_module(f"configs.{name}").get_config()
-  config.mesh.update(dict(zip(partitioning.MESH_AXES, mesh, strict=True)))
+  config.mesh.update(dict(zip(mesh_lib.MESH_AXES, mesh, strict=True)))
   return run_lib.create_planned_run(config, devices or jax.devices())
 
 
@@ -99,7 +99,7 @@ def test_every_device_keeps_as_many_bytes_as_the_golden_table_says(name, mesh):
   """The bytes are also those of the table, divided by hand."""
   table = step_plan.sharding_table(_create_run(name, mesh))
   assert sum(num_bytes for *_, num_bytes in table) == BYTES[name, mesh]
-  sizes = dict(zip(partitioning.MESH_AXES, mesh, strict=True))
+  sizes = dict(zip(mesh_lib.MESH_AXES, mesh, strict=True))
   for path, shape, _, _, num_bytes in table:
     axes = AXES[re.sub(r"layer_\d+", "layer_*", path)]
     used = [a for a in re.split(r"[ +]", axes) if a != "-"]

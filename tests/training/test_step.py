@@ -14,6 +14,8 @@ from bert_jax.model.bert import create_bert_config, create_params
 from bert_jax.pretraining.masking import create_masking_vocab
 from bert_jax.pretraining.objective import create_objective
 from bert_jax.sharding import compiler_options, devices, partitioning
+from bert_jax.sharding import mesh as mesh_lib
+from bert_jax.sharding import rows as rows_lib
 from bert_jax.training import step as step_lib
 from bert_jax.training.optimizer import create_optimizer, create_schedule
 from bert_jax.training.train_state import create_train_state
@@ -81,8 +83,8 @@ def _objective(config):
 
 def _start(config, mesh_sizes, num_devices):
   """Returns (state, train step, mesh) on the first devices."""
-  config.mesh.update(dict(zip(partitioning.MESH_AXES, mesh_sizes, strict=True)))
-  mesh = partitioning.create_mesh(config.mesh, jax.devices()[:num_devices])
+  config.mesh.update(dict(zip(mesh_lib.MESH_AXES, mesh_sizes, strict=True)))
+  mesh = mesh_lib.create_mesh(config.mesh, jax.devices()[:num_devices])
   bert_config = create_bert_config(config, len(VOCAB))
   optimizer = create_optimizer(config.optimizer, NUM_STEPS)
   create = lambda key: create_train_state(  # noqa: E731
@@ -118,7 +120,7 @@ def _curve(
   state, train_step, mesh = _start(config, mesh_sizes, num_devices)
   rows = []
   for step in range(4):
-    batch = partitioning.global_batch(mesh, _batch(config, step))
+    batch = rows_lib.global_batch(mesh, _batch(config, step))
     state, metrics = train_step(state, batch)
     rows.append({k: float(v) for k, v in metrics.items()})
   return rows, jax.device_get(state.params)
@@ -145,7 +147,7 @@ def test_gradients_are_the_same_on_every_mesh(mesh_sizes):
     config = _config()
     num_devices = int(np.prod(mesh_sizes))
     state, train_step, mesh = _start(config, mesh_sizes, num_devices)
-    batch = partitioning.global_batch(mesh, _batch(config, 0))
+    batch = rows_lib.global_batch(mesh, _batch(config, 0))
     state, _ = train_step(state, batch)
     moments = optax.tree_utils.tree_get(state.opt_state, "mu")
     return jax.device_get(moments)
@@ -233,7 +235,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count():
   before = jax.device_get(state)
   batch = _batch(config, 0)
   batch["input_ids"][:, 1] = 7
-  state, metrics = train_step(state, partitioning.global_batch(mesh, batch))
+  state, metrics = train_step(state, rows_lib.global_batch(mesh, batch))
   after = jax.device_get(state)
   assert after.step == 1 and after.skipped_steps == 1
   assert float(metrics["skipped_steps"]) == 1
@@ -248,7 +250,7 @@ def test_evaluation_masks_depend_on_the_batch_number_alone():
     config = _config(seed=seed)
     state, _, mesh = _start(config, (1, 1, 1), 1)
     eval_step = step_lib.make_eval_step(_objective(config), mesh, state.params)
-    batch = partitioning.global_batch(mesh, _batch(config, 0))
+    batch = rows_lib.global_batch(mesh, _batch(config, 0))
     results += [eval_step(state.params, batch, n) for n in (3, 3, 4)]
   losses = [float(r["mlm_loss"][0]) for r in results]
   assert losses[0] == losses[1] == losses[3]

@@ -2,7 +2,7 @@
 
 from etils import epath
 
-from bert_jax import curve
+from bert_jax.pretraining import learning_curve
 
 ROWS = [
   {
@@ -18,7 +18,7 @@ ROWS = [
 
 
 def test_the_text_starts_high_and_ends_low():
-  lines = curve.text_curve(ROWS).splitlines()
+  lines = learning_curve.text_curve(ROWS).splitlines()
   assert lines[0].startswith("    8.50 |") and lines[0].count(".") == 2
   assert lines[11].startswith("    4.00 |") and lines[11].endswith("#")
   assert lines[0].index(".", 10) < lines[11].index("#")
@@ -27,9 +27,9 @@ def test_the_text_starts_high_and_ends_low():
 
 def test_the_picture_is_a_png(tmp_path):
   path = epath.Path(tmp_path) / "curve.png"
-  curve.plot_curve(ROWS, path)
+  learning_curve.plot_curve(ROWS, path)
   assert path.read_bytes().startswith(b"\x89PNG")
 
 
 def test_phase_switches_are_marked_where_they_are():
-  assert curve._phase_switches(ROWS) == [80]
+  assert learning_curve._phase_switches(ROWS) == [80]

@@ -1,0 +1,183 @@
+"""Plans a whole run on TPU slices that nobody holds.
+
+How far to trust the time of a step: the compiler's cycles were held against
+data sheets. Times the datasheet's time, by generation (libtpu 0.0.42.1):
+
+                              v2    v3    v4   v5e   v5p   v6e  TPU7x
+  4096 x 4096 x 4096         1.03  1.05  1.14  1.03  1.04  1.15  1.21
+  16384 x 768 x 3072         1.02  1.03  1.20  1.22  1.08  2.56  1.40
+  float32 + 1, in memory     1.12  1.07  1.30  1.24  1.39  1.24  1.32
+  bfloat16 + 1, in memory    2.24  2.13  2.59  2.46  2.75  2.47  2.65
+
+The first two are matrix products, the second as wide as BERT-base; the last
+gives no credit for two bytes, which is why most real steps should come out
+faster than their vector work says. Gathers, sorts and scatters carry no
+estimate, nor does what a SparseCore does (v5p, v6e, TPU7x), and collectives
+are modelled (see cost.py), with no contention and no start-up, over the
+links of a chip at the slice's corner: only a whole torus has none. So the range
+runs from 0.8 times what the links of a chip in the middle would make it, never
+below the time that the matrix products alone take at the peak, to 1.4 times the
+estimate. Nothing here was timed on a TPU. Reading text, evaluation and
+checkpoints come on top.
+"""
+
+from bert_jax.config import validate
+from bert_jax.errors import UserError
+from bert_jax.planning import memory_advice, step_plan
+from bert_jax.planning import search as search_lib
+from bert_jax.planning import slices as slices_lib
+
+
+def plan(config, planned, price_per_chip_hour=None, hlo_dir=None):
+  """Plans a run on one slice.
+
+  Args:
+    config: the run's settings.
+    planned: `slices.Slice`.
+    price_per_chip_hour: in any currency, or None.
+    hlo_dir: folder for `phase1.txt` and `phase2.txt`, or None.
+
+  Returns:
+    dict of what `--json` prints; seconds, bytes and FLOPs.
+
+  Raises:
+    UserError: the settings are not as they must be, or the compiler crashed.
+  """
+  candidate = search_lib.Candidate(config, planned)
+  (phases,) = search_lib.plan_candidates([candidate], hlo_dir)
+  for report in phases.values():
+    if isinstance(report, UserError):
+      raise report
+  return describe(candidate, phases, price_per_chip_hour)
+
+
+def describe(candidate, phases, price_per_chip_hour):
+  """Joins what is known of a candidate.
+
+  Args:
+    candidate: `search.Candidate`.
+    phases: dict of phase name to what `step_plan.plan_phase` returned or to a
+      `UserError`.
+    price_per_chip_hour: in any currency, or None.
+
+  Returns:
+    dict of what `--json` prints; `error` where there are no times.
+  """
+  head = {
+    "topology": str(candidate.slice),
+    "name": candidate.slice.rented_name,
+    "chips": candidate.slice.num_chips,
+    "devices": candidate.slice.num_devices,
+    "mesh": candidate.mesh,
+    "overrides": candidate.overrides,
+  }
+  errors = [str(p) for p in phases.values() if isinstance(p, UserError)]
+  if errors:
+    return head | {"fits": False, "error": errors[0]}
+  for name, report in phases.items():
+    if not report["fits"]:
+      report["would_fit"] = memory_advice.suggest_fitting(
+        candidate.config, candidate.slice, name, report
+      )
+  first = next(iter(phases.values()))
+  return (
+    head
+    | {"parameters": first["parameters"], "phases": phases}
+    | search_lib.total(phases, candidate.slice.num_chips, price_per_chip_hour)
+  )
+
+
+def parse_prices(text, slices):
+  """Reads prices of a chip-hour.
+
+  Args:
+    text: "1.2", or "v5e=1.2,v6e=2.7", or None.
+    slices: list of `slices.Slice` that need one.
+
+  Returns:
+    dict of generation name to float; empty without a price.
+
+  Raises:
+    UserError: something is no number, or a generation has no price.
+  """
+  if not text:
+    return {}
+  needed = {planned.generation.name for planned in slices}
+  pairs = [item.rpartition("=") for item in text.split(",")]
+  try:
+    given = {name.strip(): float(price) for name, _, price in pairs}
+  except ValueError:
+    given = {}
+  prices = {name: given.get(name, given.get("")) for name in needed}
+  known = {generation.name for generation in slices_lib.GENERATIONS} | {""}
+  good = (price is not None and price >= 0 for price in prices.values())
+  if not all(good) or not given.keys() <= known:
+    expected = ",".join(f"{name}=PRICE" for name in sorted(needed))
+    raise UserError(
+      f"--price_per_chip_hour is {text!r}; expected a number such as 1.2, or "
+      f"{expected}"
+    )
+  return prices
+
+
+def plan_slices(
+  config,
+  topology,
+  prices=None,
+  *,
+  search=False,
+  max_candidates=12,
+  hlo_dir=None,
+  shardings=False,
+):
+  """Plans a run on the slices that are named.
+
+  Args:
+    config: the run's settings.
+    topology: as `slices.find_slices` takes it.
+    prices: as `parse_prices` takes it.
+    search: whether to try meshes, gradient accumulation and remat.
+    max_candidates: how many a search compiles in its first round.
+    hlo_dir: folder for the compiled programs, or None.
+    shardings: whether to list how parameters are split.
+
+  Returns:
+    dict of what `--json` prints: the plan, or "candidates" and "left_out".
+
+  Raises:
+    UserError: the settings are not as they must be, or the compiler crashed.
+  """
+  slices = slices_lib.find_slices(topology)
+  prices = parse_prices(prices, slices)
+  validate(config)
+  if search or len(slices) > 1:
+    if shardings:
+      raise UserError(
+        "--shardings is set; expected one --topology, no --search"
+      )
+    rounds = max_candidates if search else None
+    return _compare(config, slices, prices, rounds, hlo_dir)
+  price = prices.get(slices[0].generation.name)
+  found = plan(config, slices[0], price, hlo_dir)
+  if shardings:
+    run = step_plan.create_run(config, slices[0])
+    found["shardings"] = step_plan.sharding_table(run)
+  return found
+
+
+def _compare(config, slices, prices, max_candidates, hlo_dir):
+  """Plans several candidates, a search's if `max_candidates` is not None."""
+  num_left_out = 0
+  if max_candidates:
+    found, num_left_out = search_lib.search(
+      config, slices, max_candidates, hlo_dir
+    )
+  else:
+    candidates = [search_lib.Candidate(config, planned) for planned in slices]
+    results = search_lib.plan_candidates(candidates, hlo_dir)
+    found = list(zip(candidates, results, strict=True))
+  reports = [
+    describe(candidate, phases, prices.get(candidate.slice.generation.name))
+    for candidate, phases in found
+  ]
+  return {"candidates": reports, "left_out": num_left_out}

@@ -1,0 +1,76 @@
+"""Held-out metrics of a checkpoint.
+
+The examples and their masks are fixed once for a corpus and a length, so the
+figures of different checkpoints and runs compare.
+"""
+
+import jax
+from etils import epath
+
+from bert_jax.data.pipeline import iterate_batches
+from bert_jax.pretraining import objective
+from bert_jax.pretraining import run as run_lib
+from bert_jax.sharding import rows as rows_lib
+from bert_jax.storage import checkpoints
+from bert_jax.training import sums as sums_lib
+
+
+def make_evaluate(run, name, params):
+  """Builds the held-out evaluation of one phase.
+
+  Args:
+    run: `Run`.
+    name: "phase1" or "phase2"; says the length.
+    params: nested dict of arrays or shapes.
+
+  Returns:
+    Function of params to a dict of floats: loss, mlm_loss, mlm_accuracy,
+    nsp_loss, nsp_accuracy, nsp_base_rate, fill.
+  """
+  phase = run.config[name]
+  examples = run_lib.held_out_examples(run, name)
+  eval_step = objective.make_eval_step(run, name, params)
+
+  def evaluate(params):
+    batches = iterate_batches(
+      examples,
+      phase.batch_size,
+      0,
+      run.config.eval.num_batches,
+      rows_lib.local_rows(run.mesh, phase.batch_size),
+    )
+    total = None
+    for number, batch in enumerate(batches):
+      batch = rows_lib.global_batch(run.mesh, batch)
+      # Added up on the host: sums of global arrays would be programs too.
+      sums = jax.device_get(eval_step(params, batch, number))
+      total = sums_lib.add(total, sums)
+    means = sums_lib.mean_metrics(total, objective.LOSSES)
+    return {k: float(v) for k, v in means.items()}
+
+  return evaluate
+
+
+def evaluate(workdir, step=None):
+  """Evaluates a checkpoint of a run at the length of each of its phases.
+
+  Args:
+    workdir: a run's folder, str or path.
+    step: int, or "best"; the newest checkpoint by default.
+
+  Yields:
+    dicts of figures, as rows of metrics.jsonl have them.
+
+  Raises:
+    UserError: no such run or checkpoint.
+  """
+  workdir = epath.Path(workdir)
+  run = run_lib.load_run(workdir)
+  abstract = run_lib.abstract_sharded_state(run).params
+  step, params, _ = checkpoints.load_params(workdir, abstract, step)
+  for name in run_lib.PHASES:
+    phase = run.config[name]
+    if phase.num_steps:
+      row = {"step": step, "split": "eval", "phase": name}
+      row["max_seq_length"] = phase.max_seq_length
+      yield row | make_evaluate(run, name, params)(params)

@@ -1,0 +1,162 @@
+"""A run's checkpoint as a Hugging Face folder, with its model card."""
+
+import json
+import os
+
+from etils import epath
+
+from bert_jax.config import num_train_steps
+from bert_jax.data.vocabulary import load_vocabulary
+from bert_jax.model.bert import create_bert_config
+from bert_jax.pretraining import initialization
+from bert_jax.storage import metric_log
+from bert_jax.storage import workdir as workdir_lib
+from bert_jax.weights import hf
+from bert_jax.weights.pretrained import load_run_params
+
+_MODEL_CARD = """\
+---
+library_name: transformers
+pipeline_tag: {pipeline_tag}
+license: other
+tags:
+- bert
+- {heads}
+---
+
+# BERT, {num_layers} layers of {hidden_size}, after {step:,} steps
+
+{beginning} with bert_jax, a JAX implementation of BERT ([Devlin et
+al. 2018](https://arxiv.org/abs/1810.04805)): masked language model and next
+sentence prediction.
+
+| | |
+|---|---|
+| text | `{source}`{corpus} |
+| vocabulary | WordPiece, {vocab_size:,} entries, {casing} |
+| model | {num_layers} layers, hidden size {hidden_size}, {num_heads} heads, \
+feed-forward {intermediate_size}, {hidden_act} |
+| training | {step:,} of {num_steps:,} steps: {phase1_steps:,} at length \
+{phase1_length} (batch {phase1_batch}), then {phase2_steps:,} at length \
+{phase2_length} (batch {phase2_batch}) |
+| optimizer | {optimizer}, peak learning rate {learning_rate:g}, \
+{warmup_steps:,} warm-up steps, weight decay {weight_decay:g} |
+
+## Held-out figures
+
+{held_out}
+
+## What it is not good for
+
+It repeats what its text says and how it says it, with the biases and errors of
+that text; it knows nothing past it. It fills masks and encodes text; it does
+not write. Fine-tune it before use on a task, and measure it on that task.
+Licence: the text's licence decides; fill in the `license` field above.
+"""
+
+
+def export(workdir, output, heads="pretraining", step=None):
+  """Exports a checkpoint.
+
+  Args:
+    workdir: a run's folder.
+    output: folder to write; an earlier export is replaced.
+    heads: a key of `hf.HEADS`.
+    step: int, or "best"; the newest checkpoint by default.
+
+  Returns:
+    the step exported, int.
+
+  Raises:
+    UserError: no such run or checkpoint, or `output` is something else.
+  """
+  workdir = epath.Path(workdir)
+  config = workdir_lib.load_config(workdir)
+  vocab = load_vocabulary(workdir / "vocab.txt")
+  bert_config = create_bert_config(config, len(vocab))
+  step, params = load_run_params(workdir, bert_config, step)
+  hf.save_pretrained(
+    output,
+    params,
+    bert_config,
+    vocab,
+    lowercase=config.corpus.lowercase,
+    heads=heads,
+    model_card=_model_card(config, workdir, vocab, heads, step),
+    max_length=config.model.max_position_embeddings,
+  )
+  return step
+
+
+def _model_card(config, workdir, vocab, heads, step):
+  """Fills in the README.md of an export from what the run kept."""
+  corpus = ""
+  report = workdir_lib.corpus_dir(config, workdir) / "report.json"
+  if report.exists():
+    found = json.loads(report.read_text())
+    corpus = (
+      f": {found['num_documents']:,} documents, {found['num_words']:,} words, "
+      f"{found['num_tokens']:,} tokens"
+    )
+  model, optimizer = config.model, config.optimizer
+  sources = config.corpus.source.split(",")
+  return _MODEL_CARD.format(
+    pipeline_tag="feature-extraction" if heads == "encoder" else "fill-mask",
+    heads=heads,
+    step=step,
+    beginning=_beginning(workdir),
+    num_steps=num_train_steps(config),
+    source=", ".join(map(_without_folder, sources)),
+    corpus=corpus,
+    vocab_size=len(vocab),
+    casing="lower-cased" if config.corpus.lowercase else "cased",
+    num_layers=model.num_hidden_layers,
+    hidden_size=model.hidden_size,
+    num_heads=model.num_attention_heads,
+    intermediate_size=model.intermediate_size,
+    hidden_act=model.hidden_act,
+    phase1_steps=config.phase1.num_steps,
+    phase1_length=config.phase1.max_seq_length,
+    phase1_batch=config.phase1.batch_size,
+    phase2_steps=config.phase2.num_steps,
+    phase2_length=config.phase2.max_seq_length,
+    phase2_batch=config.phase2.batch_size,
+    optimizer=optimizer.name,
+    learning_rate=optimizer.learning_rate,
+    warmup_steps=optimizer.warmup_steps,
+    weight_decay=optimizer.weight_decay,
+    held_out=_held_out_table(workdir, step),
+  )
+
+
+def _beginning(workdir):
+  """Returns the words for where the weights came from."""
+  init = initialization.load_init_record(workdir)
+  if init is None:
+    return "Pretrained from scratch"
+  return f"Pretraining of `{_without_folder(init.source)}` continued"
+
+
+def _without_folder(source):
+  """Returns a text source's name as strangers may read it on a card."""
+  return source if source.startswith("tfds:") else os.path.basename(source)
+
+
+def _held_out_table(workdir, step):
+  """Returns the last held-out figures up to a step as a Markdown table."""
+  rows = [
+    row
+    for row in metric_log.load_rows(workdir)
+    if row["split"] == "eval" and row["step"] <= step
+  ]
+  if not rows:
+    return "None were measured."
+  row = rows[-1]
+  base_rate = max(row["nsp_base_rate"], 1 - row["nsp_base_rate"])
+  return (
+    f"| at step {row['step']:,} | |\n|---|---|\n"
+    f"| masked-LM loss (nats) | {row['mlm_loss']:.4f} |\n"
+    f"| masked-LM accuracy | {row['mlm_accuracy']:.4f} |\n"
+    f"| next sentence accuracy | {row['nsp_accuracy']:.4f} "
+    f"(base rate {base_rate:.4f}) |"
+  )

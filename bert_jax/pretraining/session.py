@@ -1,0 +1,257 @@
+"""A pretraining run from its first start to its end, over any interruptions.
+
+Where a run starts from, in this order:
+  1. the newest whole checkpoint in <workdir>/checkpoints
+  2. the model of --init (see initialization.py)
+  3. fresh weights from config.seed
+A run killed at any moment and started again goes on as if nothing had been: the
+loss of every later step is the same to the bit.
+"""
+
+import contextlib
+import signal
+import time
+
+import jax
+from etils import epath
+
+from bert_jax.config import num_train_steps, validate
+from bert_jax.data import corpus_cache, preparation
+from bert_jax.data.corpus import open_corpus
+from bert_jax.data.pipeline import iterate_batches
+from bert_jax.distributed import consistency
+from bert_jax.distributed.hosts import Hosts, joined
+from bert_jax.errors import UserError
+from bert_jax.pretraining import initialization, objective
+from bert_jax.pretraining import run as run_lib
+from bert_jax.pretraining.evaluation import make_evaluate
+from bert_jax.sharding import rows as rows_lib
+from bert_jax.storage import checkpoints, metric_log
+from bert_jax.storage import workdir as workdir_lib
+from bert_jax.training import flops
+from bert_jax.training import loop as loop_lib
+from bert_jax.training.host_memory import keep_freed_memory
+
+
+def prepare(config, workdir, init=None):
+  """Prepares the corpus of a run on this machine, without training.
+
+  Args:
+    config: the run's settings.
+    workdir: its folder, str or path.
+    init: `initialization.Init`, the model to go on with, or None.
+
+  Raises:
+    UserError: settings, text or workdir are not as they must be.
+  """
+  workdir = epath.Path(workdir)
+  with workdir_lib.run_lock(workdir):
+    config, init = initialization.begin(config, workdir, init, Hosts())
+    validate(config)
+    preparation.prepare(config, workdir, init.extend_vocab if init else 0)
+
+
+def train_on_all_hosts(config, workdir, init=None):
+  """Trains as one of the hosts of a slice, or alone.
+
+  Args:
+    config: the run's settings.
+    workdir: its folder, str or path.
+    init: `initialization.Init`, the model to go on with, or None.
+
+  Returns:
+    the exit status: 0 at the end and after a preemption, which is expected;
+    128 + SIGINT where somebody at the keyboard stopped a run of one process.
+
+  Raises:
+    UserError: see `train`.
+  """
+  with joined() as hosts:
+    stopped_by = train(config, workdir, hosts, init)
+  if stopped_by == signal.SIGINT and hosts.is_alone:
+    return 128 + stopped_by
+  return 0
+
+
+def train(config, workdir, hosts, init=None):
+  """Trains a run to its end, or until a signal asks it to stop.
+
+  Args:
+    config: the run's settings.
+    workdir: its folder, str or path.
+    hosts: `Hosts`.
+    init: `initialization.Init`, the model to go on with, or None.
+
+  Returns:
+    the number of the signal that stopped the run, or None at its end.
+
+  Raises:
+    UserError: settings, text or workdir are not as they must be, or the loss
+      is not finite any more.
+  """
+  started = time.monotonic()
+  keep_freed_memory()
+  workdir = epath.Path(workdir)
+  _keep_programs(workdir)
+  consistency.compare(hosts, consistency.software(config))
+  with _locked(workdir, hosts):
+    config, init = initialization.begin(config, workdir, init, hosts)
+    validate(config)
+    consistency.compare(hosts, consistency.devices())
+    run_lib.create_mesh(config)  # what does not fit is told before the work
+    corpus = _open_corpus(config, workdir, hosts, init)
+    run = run_lib.create_run(config, corpus)
+    if hosts.is_first:
+      workdir_lib.save_config(config, workdir)
+    manager = checkpoints.create_manager(config.checkpoint, workdir)
+    try:
+      return _train_from_newest(run, workdir, manager, hosts, init, started)
+    except UserError:
+      raise
+    except BaseException as e:
+      hosts.fail(e)  # or closing would wait for hosts that do not come
+      raise
+    finally:
+      manager.close()
+
+
+def _keep_programs(workdir):
+  """Keeps compiled programs in the workdir, for the next start of the run."""
+  if jax.config.jax_compilation_cache_dir is None:
+    directory = workdir / "compiled"
+    jax.config.update("jax_compilation_cache_dir", str(directory))
+
+
+def _locked(workdir, hosts):
+  if hosts.is_first:
+    return workdir_lib.run_lock(workdir)
+  return contextlib.nullcontext()
+
+
+def _open_corpus(config, workdir, hosts, init):
+  """Prepares the corpus on the first host and opens it on all."""
+
+  def prepare_on_first():
+    workdir_lib.check_config(config, workdir)
+    extend_vocab = init.extend_vocab if init else 0
+    return str(preparation.prepare(config, workdir, extend_vocab))
+
+  directory = hosts.on_first(prepare_on_first)
+  corpus = open_corpus(corpus_cache.fetch(directory))
+  consistency.compare(hosts, {"the corpus' fingerprint": corpus.fingerprint})
+  return corpus
+
+
+def _train_from_newest(run, workdir, manager, hosts, init, started):
+  state = _restore_or_create(run, manager, hosts, init)
+  num_steps = num_train_steps(run.config)
+  if int(state.step) >= num_steps:
+    print(f"train: {workdir} is finished: all {num_steps:,} steps are done")
+    return None
+  device = jax.devices()[0]
+  print(
+    f"train: {jax.device_count()} x {device.device_kind}, "
+    f"{sum(p.size for p in jax.tree.leaves(state.params)):,} parameters, "
+    f"steps {int(state.step):,} to {num_steps:,}"
+  )
+  writer = metric_log.create_writer(workdir, int(state.step), hosts.is_first)
+
+  def save(state, evaluated):
+    fingerprint = run.corpus.fingerprint
+    checkpoints.save(manager, state, run.config, fingerprint, evaluated)
+
+  loop = loop_lib.Loop(
+    run.config, run.mesh, writer, save, _summary, hosts, started
+  )
+  try:
+    state, stopped_by = loop_lib.train(loop, create_stages(run, state), state)
+  finally:
+    writer.close()
+  if stopped_by:
+    name = signal.Signals(stopped_by).name
+    print(f"train: stopped by {name}; state is saved")
+    return stopped_by
+  print(f"train: done, {num_steps:,} steps; everything lies in {workdir}")
+  return None
+
+
+def _restore_or_create(run, manager, hosts, init):
+  found = checkpoints.restore_newest(
+    manager, run_lib.abstract_sharded_state(run), hosts
+  )
+  if found is None and init is None:
+    return run_lib.create_state(run)
+  if found is None:
+    state = initialization.create_initial_state(run, init)
+    # From here on the run does not need its source.
+    checkpoints.save(manager, state, run.config, run.corpus.fingerprint)
+    manager.wait_until_finished()
+    return state
+  state, meta = found
+  if meta["corpus_fingerprint"] != run.corpus.fingerprint:
+    raise UserError(
+      f"checkpoint {int(state.step)} was trained on corpus "
+      f"{meta['corpus_fingerprint']}; expected the same, found "
+      f"{run.corpus.fingerprint} (set --config.corpus.dir to that corpus)"
+    )
+  print(f"train: continuing after step {int(state.step):,}")
+  return state
+
+
+def create_stages(run, state):
+  """Builds the phases of a run.
+
+  Args:
+    run: `Run`.
+    state: `TrainState` of arrays or shapes.
+
+  Returns:
+    list of `loop.Stage`; a phase without steps is left out.
+  """
+  stages, end = [], 0
+  for name in run_lib.PHASES:
+    begin, end = end, end + run.config[name].num_steps
+    if end > begin:
+      stages.append(_create_stage(run, name, begin, end, state))
+  return stages
+
+
+def _create_stage(run, name, begin, end, state):
+  phase = run.config[name]
+
+  def batches(step):
+    return iterate_batches(
+      run_lib.training_examples(run, name),
+      phase.batch_size,
+      step - begin,
+      end - begin,
+      rows_lib.local_rows(run.mesh, phase.batch_size),
+    )
+
+  return loop_lib.Stage(
+    name=name,
+    end=end,
+    batch_size=phase.batch_size,
+    max_seq_length=phase.max_seq_length,
+    flops_per_step=flops.count_train_flops(
+      run.bert_config,
+      phase.batch_size,
+      phase.max_seq_length,
+      phase.max_predictions,
+    ),
+    train_step=objective.make_train_step(run, name, state),
+    abstract_batch=run_lib.abstract_batch(run, name),
+    iterate_batches=batches,
+    evaluate=make_evaluate(run, name, state.params),
+  )
+
+
+def _summary(row):
+  nsp = f"NSP {row['nsp_loss']:.4f} (accuracy {row['nsp_accuracy']:.3f}"
+  if row["split"] == "eval":
+    base_rate = max(row["nsp_base_rate"], 1 - row["nsp_base_rate"])
+    nsp += f", base rate {base_rate:.3f}"
+  return (
+    f"loss {row['loss']:.4f}, masked-LM {row['mlm_loss']:.4f} (accuracy "
+    f"{row['mlm_accuracy']:.3f}), {nsp})"
+  )
