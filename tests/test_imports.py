@@ -38,8 +38,8 @@ ALLOWED = {
     "training",
     "weights",
   },
-  "planning": {"hlo", "pretraining", "sharding", "training"},
-  "benchmark": {"data", "pretraining", "sharding", "training"},
+  "planning": {"distributed", "hlo", "pretraining", "sharding", "training"},
+  "benchmark": {"data", "distributed", "pretraining", "sharding", "training"},
 }
 COMMANDS = {
   "bench",

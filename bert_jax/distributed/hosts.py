@@ -25,6 +25,7 @@ import time
 import jax
 from jax._src import distributed  # the key-value store has no public name
 
+from bert_jax.distributed import child_process
 from bert_jax.distributed.watch import Watch
 from bert_jax.errors import UserError
 
@@ -95,22 +96,6 @@ class Hosts:
     """
     return self.gather(function() if self.is_first else None)[0]
 
-  def make_stopping(self, caught, step):
-    """Builds the answer to: does the run stop after this step?
-
-    Args:
-      caught: list that a signal's number is put in; with several processes
-        also when another one of them got the signal.
-      step: int, the last step done before the first one.
-
-    Returns:
-      Function of the step just dispatched to bool; to be called at every step.
-      It gives all processes the same answer.
-    """
-    if self.is_alone:
-      return lambda step: bool(caught)
-    return self._watch.make_stopping(caught, step)
-
   def fail(self, error):
     """Ends every process because of an error of this one.
 
@@ -144,7 +129,7 @@ def joined():
     UserError: half of the environment variables are set.
   """
   if os.environ.get(PARENT):
-    _end_with_rehearsal(int(os.environ[PARENT]))
+    child_process.end_with(int(os.environ[PARENT]))
     _keep_stdout_from_gloo()
   hosts = _join()
   if hosts.is_alone:
@@ -175,13 +160,11 @@ def _join():
   address, count, index = _given()
   if count == 1 or (address is None and not _is_on_tpu()):
     return Hosts()
-  # Orbax reports steps of the past to it, and then the hosts can't agree on
-  # one to stop at. `Watch` does.
-  jax.config.update("jax_enable_preemption_service", False)
   heartbeat = float(
     os.environ.get("BERT_JAX_HEARTBEAT_SECONDS", _HEARTBEAT_SECONDS)
   )
-  with _telling_who_is_missing() as timeout:
+  # `stopping` begins the preemption service, once there are steps to stop at.
+  with _telling_who_is_missing() as timeout, _without_preemption_service():
     try:
       jax.distributed.initialize(
         address,
@@ -204,6 +187,14 @@ def _join():
   names = _gather(client, "names", index, count, socket.gethostname())
   watch = Watch(client, address, index, names, heartbeat)
   return Hosts(index, names, client, watch)
+
+
+@contextlib.contextmanager
+def _without_preemption_service():
+  name = "jax_enable_preemption_service"
+  jax.config.update(name, False)
+  yield
+  jax.config.update(name, True)
 
 
 def _given():
@@ -283,17 +274,6 @@ def _missing(waited):
     f"{me.num_processes}, which meet at {me.coordinator_address}; start the "
     "command on every host (gcloud ... ssh --worker=all)"
   )
-
-
-def _end_with_rehearsal(parent):
-  """Ends this process when the rehearsal that started it is gone."""
-
-  def wait():
-    while os.getppid() == parent:
-      time.sleep(0.5)
-    os._exit(1)
-
-  threading.Thread(target=wait, daemon=True).start()
 
 
 def _keep_stdout_from_gloo():

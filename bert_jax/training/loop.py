@@ -8,7 +8,6 @@ step, so that nothing waits for a compiler, or fails in it, hours later.
 import concurrent.futures
 import dataclasses
 import datetime
-import signal
 import time
 from collections.abc import Callable
 
@@ -17,6 +16,7 @@ import ml_collections
 import tqdm
 
 from bert_jax.distributed.hosts import Hosts
+from bert_jax.distributed.stopping import make_stopping
 from bert_jax.errors import UserError
 from bert_jax.hlo import memory
 from bert_jax.sharding import compiler_options, partitioning
@@ -106,14 +106,13 @@ def train(loop, stages, state):
   # Those that are done first must not give up on the others, as the CPU's
   # collectives do after half a minute.
   loop.hosts.gather(None)
-  caught = _catch_signals()
-  stopping = loop.hosts.make_stopping(caught, step)
+  stopping = make_stopping(loop.hosts)
   for stage, program in zip(stages, programs, strict=True):
-    state, stopped = _train_stage(
+    state, stopped_by = _train_stage(
       loop, stage, program, stages[-1].end, state, stopping
     )
-    if stopped:
-      return state, caught[0]
+    if stopped_by:
+      return state, stopped_by
   return state, None
 
 
@@ -159,23 +158,6 @@ def _peak_flops():
   return peak and peak * jax.device_count()
 
 
-def _catch_signals():
-  """Returns a list that a SIGTERM or SIGINT will put its number in.
-
-  The loop looks at it between steps; a second signal ends the process.
-  """
-  caught = []
-
-  def note(number, frame):
-    del frame
-    caught.append(number)
-    signal.signal(number, signal.SIG_DFL)
-
-  for number in (signal.SIGTERM, signal.SIGINT):
-    signal.signal(number, note)
-  return caught
-
-
 def _train_stage(loop, stage, train_step, num_steps, state, stopping):
   """Trains one stage from where the state is.
 
@@ -185,10 +167,10 @@ def _train_stage(loop, stage, train_step, num_steps, state, stopping):
     train_step: its compiled program.
     num_steps: steps of all stages.
     state: `TrainState`, its step within the stage.
-    stopping: function of the step to whether the stage ends early with it.
+    stopping: see `stopping.make_stopping`.
 
   Returns:
-    (`TrainState` at the end, whether it ended early).
+    (`TrainState` at the end, number of the signal that ended it or None).
   """
   config, first = loop.config, int(state.step)
   batches = stage.iterate_batches(first)
@@ -205,8 +187,8 @@ def _train_stage(loop, stage, train_step, num_steps, state, stopping):
         bar.write(f"{stage.name}: first step done {seconds:.1f} s after start")
       bar.update()
       # Looked at once a step: whatever ends the loop also saves.
-      stopped = stopping(step)
-      last = step == stage.end or stopped
+      stopped_by = stopping(step)
+      last = step == stage.end or stopped_by
       if last or step % config.log.every_steps == 0:
         row = _train_row(step, stage.name, step_metrics, clock)
         loop.writer.write(row)
@@ -222,9 +204,9 @@ def _train_stage(loop, stage, train_step, num_steps, state, stopping):
       if last or evaluated or step % config.checkpoint.every_steps == 0:
         with clock.paused():
           loop.save(state, evaluated)
-      if stopped:
+      if stopped_by:
         break
-  return state, stopped
+  return state, stopped_by
 
 
 def take_step(train_step, state, batches, mesh, clock):
