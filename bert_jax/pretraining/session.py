@@ -20,7 +20,8 @@ from bert_jax.data import corpus_cache, preparation
 from bert_jax.data.corpus import open_corpus
 from bert_jax.data.pipeline import iterate_batches
 from bert_jax.distributed import consistency
-from bert_jax.distributed.hosts import Hosts, joined
+from bert_jax.distributed.hosts import Hosts
+from bert_jax.distributed.joining import joined
 from bert_jax.errors import UserError
 from bert_jax.pretraining import initialization, objective
 from bert_jax.pretraining import run as run_lib

@@ -12,10 +12,10 @@ import pytest
 # whether to stop, once.
 _PROGRAM = """
 import sys, time, jax
-from bert_jax.distributed import hosts as hosts_lib, stopping
+from bert_jax.distributed import joining, stopping
 delay = float(sys.argv[1])
 jax.config.update("jax_platforms", "cpu")
-with hosts_lib.joined() as hosts:
+with joining.joined() as hosts:
   stops = stopping.make_stopping(hosts)
   hosts.gather(None)
   print("begun", file=sys.stderr, flush=True)
