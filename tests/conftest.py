@@ -36,6 +36,41 @@ def pytest_configure(config):
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
+def pytest_addoption(parser):
+  """Adds `--all`."""
+  parser.addoption("--all", action="store_true", help="run slow tests too")
+
+
+def pytest_collection_modifyitems(config, items):
+  """Leaves slow tests to `--all`."""
+  slow = [item for item in items if item.get_closest_marker("slow")]
+  if config.getoption("--all") or not slow:
+    return
+  items[:] = [item for item in items if item not in slow]
+  config.hook.pytest_deselected(items=slow)
+  _note_left_out(config, len(slow))
+
+
+def _note_left_out(config, count):
+  """Keeps how many tests were left out, in the process that tells it."""
+  config._left_out = count
+  if hasattr(config, "workerinput"):
+    config.workeroutput["left_out"] = count
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+  """Takes what a process of pytest-xdist left out; all left out the same."""
+  _note_left_out(node.config, getattr(node, "workeroutput", {}).get("left_out"))
+
+
+def pytest_unconfigure(config):
+  """Says, as the last line, what was left out."""
+  left_out = getattr(config, "_left_out", None)
+  if left_out and not hasattr(config, "workerinput"):
+    print(f"{left_out} slow tests left out; bash launch/test.sh --all")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
   """Fails a test that takes long and is not marked as slow."""

@@ -1,7 +1,9 @@
 """Reads the text of a compiled program: scheduled HLO.
 
 What the instructions say of themselves, no judgement; `cost.py` and
-`memory.py` add it up.
+`memory.py` add it up. Text, since the classes that read an HloModuleProto come
+only with TensorFlow, whose import takes seconds and whose XLA is another than
+libtpu's.
 """
 
 import dataclasses
