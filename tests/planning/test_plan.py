@@ -15,7 +15,7 @@ from bert_jax.planning import run_plan, slices
 
 CONFIG = """
 from bert_jax.config import default_config
-from tests.test_plan import small_config
+from tests.planning.test_plan import small_config
 
 def get_config():
   return small_config()

@@ -19,6 +19,7 @@ from bert_jax.sharding import rows as rows_lib
 from bert_jax.training import step as step_lib
 from bert_jax.training.optimizer import create_optimizer, create_schedule
 from bert_jax.training.train_state import create_train_state
+from tests.closeness import REORDERED, assert_trees_close
 
 VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"] + [
   f"w{i}" for i in range(195)
@@ -153,17 +154,12 @@ def test_gradients_are_the_same_on_every_mesh(mesh_sizes):
     return jax.device_get(moments)
 
   alone, spread = gradients((1, 1, 1)), gradients(mesh_sizes)
-  largest = max(abs(leaf).max() for leaf in jax.tree.leaves(alone))
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(b, a, atol=1e-5 * largest),
-    alone,
-    spread,
-  )
+  assert_trees_close(spread, alone, REORDERED)
 
 
 def _pretend_tpus(monkeypatch):
   """Makes the step take a TPU's way, its kernel interpreted."""
-  monkeypatch.setattr(partitioning, "is_tpu", lambda mesh: True)
+  monkeypatch.setattr(mesh_lib, "is_tpu", lambda mesh: True)
   monkeypatch.setattr(compiler_options, "TPU_OPTIONS", {})
 
   def platform():
@@ -204,11 +200,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch():
   for a, b in zip(whole, parts, strict=True):
     for name in a:
       np.testing.assert_allclose(b[name], a[name], rtol=2e-5, err_msg=name)
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(b, a, atol=2e-5),
-    params,
-    parts_params,
-  )
+  assert_trees_close(parts_params, params, 20 * REORDERED)
 
 
 def test_the_loss_is_the_sum_of_both_and_the_rate_is_the_schedules():
