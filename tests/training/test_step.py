@@ -200,7 +200,12 @@ def test_accumulated_gradients_are_those_of_the_whole_batch():
   for a, b in zip(whole, parts, strict=True):
     for name in a:
       np.testing.assert_allclose(b[name], a[name], rtol=2e-5, err_msg=name)
-  assert_trees_close(parts_params, params, 20 * REORDERED)
+  # Of moves of 1e-3 a step; Adam makes moves of roundings, too.
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(b, a, rtol=0, atol=2e-5),
+    params,
+    parts_params,
+  )
 
 
 def test_the_loss_is_the_sum_of_both_and_the_rate_is_the_schedules():
