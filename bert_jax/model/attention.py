@@ -59,7 +59,9 @@ def plain_attention(
   query, key, value = (
     x.reshape(*x.shape[:2], num_heads, -1) for x in (query, key, value)
   )
-  scores = einsum("BLNH,BMNH->BNLM", query, key).astype(jnp.float32)
+  scores = einsum(
+    "BLNH,BMNH->BNLM", query, key, preferred_element_type=jnp.float32
+  )
   scores = scores / query.shape[-1] ** 0.5
   # The most negative finite number: a row of nothing but padding stays finite.
   lowest = jnp.finfo(jnp.float32).min
