@@ -12,7 +12,7 @@ from flax import linen as nn
 from jax.sharding import PartitionSpec
 
 from bert_jax.model.attention_tpu import fused_attention
-from bert_jax.model.dropout import dropout
+from bert_jax.model.dropout import draw_attention_keep
 from bert_jax.model.matmul import einsum
 from bert_jax.sharding.devices import BATCH_AXES, MODEL_AXIS, mesh_of_tpus
 
@@ -59,13 +59,19 @@ def plain_attention(
   query, key, value = (
     x.reshape(*x.shape[:2], num_heads, -1) for x in (query, key, value)
   )
-  scores = einsum("BLNH,BMNH->BNLM", query, key).astype(jnp.float32)
+  scores = einsum(
+    "BLNH,BMNH->BNLM", query, key, preferred_element_type=jnp.float32
+  )
   scores = scores / query.shape[-1] ** 0.5
   # The most negative finite number: a row of nothing but padding stays finite.
   lowest = jnp.finfo(jnp.float32).min
   scores = jnp.where(attention_mask[:, None, None, :], scores, lowest)
   probs = nn.softmax(scores, axis=-1).astype(value.dtype)
-  probs = dropout(probs, dropout_rate, dropout_words)
+  if dropout_words is not None and dropout_rate > 0:
+    keep = draw_attention_keep(
+      dropout_words, dropout_rate, num_heads, probs.shape[-1]
+    )
+    probs = jnp.where(keep, probs / (1 - dropout_rate), 0)
   out = einsum("BNLM,BMNH->BLNH", probs, value)
   return out.reshape(*out.shape[:2], -1)
 

@@ -7,7 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bert_jax.model import attention, attention_tpu, dropout
+from bert_jax.model import (
+  attention,
+  attention_blocks,
+  attention_tpu,
+  dropout,
+)
 from tests.closeness import OTHER_LIBRARY, REORDERED, assert_close
 
 ROWS, HEADS = 3, 4
@@ -45,7 +50,7 @@ def _numpy_attention(query, key, value, mask, keep, rate):
 def test_the_kernel_computes_attention(rate):
   (query, key, value, _), mask = _inputs(32, 16, "float32")
   (words,) = dropout.draw_words(jax.random.key(5), 1, ROWS)
-  keep = dropout.draw_keep(words, rate, (ROWS, HEADS, 32, 32))
+  keep = dropout.draw_attention_keep(words, rate, HEADS, 32)
   out = _fused(query, key, value, mask, words, jnp.arange(HEADS), rate)
   expected = _numpy_attention(query, key, value, mask, keep, rate)
   assert_close(out, expected, OTHER_LIBRARY)
@@ -88,19 +93,42 @@ def test_forward_and_backward_equal_the_plain_form_with_the_same_mask(
     assert error < tolerance
 
 
-def test_a_device_with_some_rows_and_heads_computes_its_part():
+def test_queries_in_chunks_compute_what_they_do_at_once(monkeypatch):
+  """Gradients of keys and values add up over the chunks."""
+  (query, key, value, grad), mask = _inputs(512, 16, "float32")
+  (words,) = dropout.draw_words(jax.random.key(5), 1, ROWS)
+
+  def run():
+    out, pull = jax.vjp(
+      lambda *x: _fused(*x, mask, words, jnp.arange(HEADS), 0.1),
+      *(query, key, value),
+    )
+    return out, *pull(grad)
+
+  at_once = run()
+  monkeypatch.setattr(attention_blocks, "_MAX_BLOCK_SCORES", 2**18)
+  assert attention_blocks.cut(query.shape, HEADS).chunk == 128
+  for a, b in zip(at_once, run(), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("heads_a_device", [1, 2])
+def test_a_device_with_some_rows_and_heads_computes_its_part(heads_a_device):
   """Masks depend on the numbers of rows and heads in the whole, not here."""
   (query, key, value, _), mask = _inputs(32, 16, "float32")
   (words,) = dropout.draw_words(jax.random.key(5), 1, ROWS)
   run = functools.partial(_fused, rate=0.1)
   whole = run(query, key, value, mask, words, jnp.arange(HEADS))
-  part = run(
-    *[x[1:, :, 32:] for x in (query, key, value)],
-    mask[1:],
-    words[:, 1:],
-    jnp.arange(2, HEADS),
-  )
-  assert_close(part, whole[1:, :, 32:], REORDERED)
+  for first in range(0, HEADS, heads_a_device):
+    heads = np.arange(first, first + heads_a_device)
+    lanes = slice(16 * first, 16 * (first + heads_a_device))
+    part = run(
+      *[x[1:, :, lanes] for x in (query, key, value)],
+      mask[1:],
+      words[:, 1:],
+      jnp.asarray(heads),
+    )
+    assert_close(part, whole[1:, :, lanes], REORDERED)
 
 
 def test_the_kernel_drops_its_share():
@@ -125,9 +153,19 @@ def test_the_kernel_drops_its_share():
 
 
 @pytest.mark.parametrize(
-  "length, heads, head_size, expected",
-  [(128, 12, 64, 12), (512, 12, 64, 2), (512, 3, 64, 3), (128, 16, 64, 16)],
+  "length, heads, head_size, heads_a_block, queries_a_block",
+  [
+    (128, 12, 64, 12, 128),
+    (512, 12, 64, 2, 512),
+    (512, 3, 64, 3, 256),
+    (128, 16, 64, 16, 128),
+    (1024, 12, 64, 2, 256),
+    (2048, 12, 64, 2, 128),
+    (72, 12, 64, 12, 72),
+  ],
 )
-def test_blocks_fill_the_lanes(length, heads, head_size, expected):
-  group = attention_tpu._heads_a_block(length, heads, head_size)
-  assert group == expected
+def test_blocks_fill_the_lanes(
+  length, heads, head_size, heads_a_block, queries_a_block
+):
+  blocks = attention_blocks.cut((16, length, heads * head_size), heads)
+  assert (blocks.group, blocks.chunk) == (heads_a_block, queries_a_block)

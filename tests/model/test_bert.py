@@ -321,17 +321,33 @@ def test_parameters_are_float32_whatever_the_arithmetic():
   }
 
 
-def test_attention_softmax_is_float32():
-  """Whatever the layers compute in, the exponentials do not round."""
-  x = jax.ShapeDtypeStruct((2, 5, 24), jnp.bfloat16)
-  mask = jax.ShapeDtypeStruct((2, 5), jnp.bool_)
-  traced = jax.make_jaxpr(attention.plain_attention, static_argnums=(4, 5, 6))
-  program = traced(x, x, x, mask, 3, 0.0, None)
-  (exponentials,) = (
-    line for line in str(program).splitlines() if " = exp " in line
+def test_attention_scores_and_softmax_are_float32():
+  """Whatever the layers compute in: bfloat16 would round a score of 40 by 1/8.
+
+  Query and key are exact in bfloat16, so float64 says what comes out but for
+  the rounding of the probabilities and the result.
+  """
+  rng = np.random.default_rng(0)
+  shape = 2, 16, 3, 8
+  query, key, value = (
+    rng.normal(0, scale, shape).astype(jnp.bfloat16) for scale in (6, 6, 1)
   )
-  assert ":f32[" in exponentials
-  assert program.out_avals[0].dtype == jnp.bfloat16
+  wide = [np.asarray(x, np.float64) for x in (query, key, value)]
+  scores = np.einsum("blnh,bmnh->bnlm", *wide[:2]) / 8**0.5
+  assert np.abs(scores).max() > 40
+  odds = np.exp(scores - scores.max(-1, keepdims=True))
+  probs = odds / odds.sum(-1, keepdims=True)
+  expected = np.einsum("bnlm,bmnh->blnh", probs, wide[2])
+  out = attention.plain_attention(
+    *[jnp.asarray(x).reshape(2, 16, 24) for x in (query, key, value)],
+    jnp.ones((2, 16), bool),
+    3,
+    0.0,
+    None,
+  )
+  assert out.dtype == jnp.bfloat16
+  error = np.asarray(out, np.float64) - expected.reshape(2, 16, 24)
+  assert np.abs(error).max() < 3 * 2**-9 * np.abs(wide[2]).max()
 
 
 def test_dropout_zeroes_its_rate_and_keeps_the_mean():

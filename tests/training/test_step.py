@@ -208,6 +208,28 @@ def test_accumulated_gradients_are_those_of_the_whole_batch():
   )
 
 
+def test_gradients_of_many_micro_batches_add_up_in_float32():
+  """In bfloat16 the sum of 1,024 ones would stop at 256."""
+  objective = step_lib.Objective(
+    make_inputs=None,
+    loss_weights=lambda inputs: {"loss": jnp.float32(1)},
+    sums=lambda params, inputs, key: {
+      "loss": ((params * inputs).astype(jnp.float32).sum(), jnp.float32(1))
+    },
+    dtype="bfloat16",
+  )
+  grads, sums = step_lib._accumulate_gradients(
+    objective,
+    jnp.ones(3, jnp.bfloat16),
+    jnp.ones((1024, 3), jnp.bfloat16),
+    jax.random.key(0),
+    1024,
+  )
+  np.testing.assert_array_equal(np.asarray(grads, np.float32), 1024)
+  assert grads.dtype == jnp.bfloat16
+  assert sums["loss"][0] == 3 * 1024
+
+
 def test_the_loss_is_the_sum_of_both_and_the_rate_is_the_schedules():
   rows, _ = _curve((1, 1, 1), 1)
   for row in rows:
