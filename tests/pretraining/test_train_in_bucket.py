@@ -101,9 +101,10 @@ def test_a_run_in_a_bucket_is_killed_moved_and_exported(
   _run(command("prepare"))
   assert "run/corpus/manifest.json" in gcs.bucket.names()
 
-  # Every tenth request or so fails once, and all are slow.
-  gcs.faults.add(faults.Fault(faults.STATUS, "GET .*0", times=20))
-  gcs.faults.add(faults.Fault(faults.CUT_WRITE, "^POST", times=10))
+  # Some requests of each kind fail, and all others are slow.
+  for pattern in ("^GET", "^GET .*alt=media", "^GET .*prefix", "^POST"):
+    gcs.faults.add(faults.Fault(faults.STATUS, pattern, times=3))
+  gcs.faults.add(faults.Fault(faults.CUT_WRITE, "^POST", times=2))
   gcs.faults.add(faults.Fault(faults.DELAY, "", times=None, seconds=0.003))
   _new_host(monkeypatch, tmp_path, 2)
   _kill_when(lambda: _last_step(gcs) >= 3, command("train"))
