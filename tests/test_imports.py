@@ -20,7 +20,7 @@ ALLOWED = {
   "training": {"hlo", "sharding", "distributed"},
   "data": {"storage"},
   "weights": {"data", "model", "sharding", "storage"},
-  "inference": {"data", "model", "sharding", "weights"},
+  "inference": {"data", "model", "sharding", "storage", "weights"},
   "pretraining": {
     "data",
     "distributed",
@@ -38,7 +38,14 @@ ALLOWED = {
     "training",
     "weights",
   },
-  "planning": {"distributed", "hlo", "pretraining", "sharding", "training"},
+  "planning": {
+    "distributed",
+    "hlo",
+    "pretraining",
+    "sharding",
+    "storage",
+    "training",
+  },
   "benchmark": {"data", "distributed", "pretraining", "sharding", "training"},
 }
 COMMANDS = {
@@ -50,6 +57,7 @@ COMMANDS = {
   "fill_mask",
   "growth",
   "plan",
+  "preflight",
   "prepare",
   "train",
 }

@@ -15,7 +15,6 @@ No padding, no pairs and no masks are stored: both phases read the same files.
 
 import dataclasses
 import json
-import os
 import pathlib
 import zlib
 
@@ -23,6 +22,7 @@ import numpy as np
 
 from bert_jax.data.vocabulary import load_vocabulary
 from bert_jax.errors import UserError
+from bert_jax.storage import paths
 
 DOCUMENT = np.dtype(
   [
@@ -321,6 +321,4 @@ def _size(path):
 
 def write_json(path, content):
   """Writes JSON so that a reader sees the old file or the new one, whole."""
-  temporary = path.with_suffix(".tmp")
-  temporary.write_text(json.dumps(content, indent=2) + "\n")
-  os.replace(temporary, path)
+  paths.write_file(path, json.dumps(content, indent=2) + "\n")

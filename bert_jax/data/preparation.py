@@ -14,7 +14,6 @@ import itertools
 import time
 
 import tqdm
-from etils import epath
 
 from bert_jax.data import (
   blocks,
@@ -27,6 +26,7 @@ from bert_jax.data import (
 from bert_jax.data import corpus as corpus_lib
 from bert_jax.data import report as report_lib
 from bert_jax.errors import UserError
+from bert_jax.storage import paths
 from bert_jax.storage import workdir as workdir_lib
 
 # Text read at once and handed to a worker; also what a killed run may lose.
@@ -66,9 +66,8 @@ def prepare(config, workdir, extend_vocab=0):
       _check_settings(config.corpus, asked, manifest["settings"], directory)
       corpus_lib.remove_scaffolding(local)  # of a run killed at its end
       print(f"corpus: {directory} is prepared already")
-  target = epath.Path(workdir) / "vocab.txt"
-  target.parent.mkdir(parents=True, exist_ok=True)
-  target.write_bytes((directory / "vocab.txt").read_bytes())
+  vocab = (directory / "vocab.txt").read_bytes()
+  paths.write_file(paths.as_path(workdir) / "vocab.txt", vocab)
   return directory
 
 

@@ -4,9 +4,8 @@ import gzip
 import json
 import zlib
 
-from etils import epath
-
 from bert_jax.errors import UserError
+from bert_jax.storage import paths
 
 SUFFIXES = (".txt", ".jsonl", ".txt.gz", ".jsonl.gz")
 PAIR_KEY = "text_pair"
@@ -27,7 +26,7 @@ def iterate_rows(path, text_key):
   Raises:
     UserError: the file or one of its rows can't be read; names the row.
   """
-  path = epath.Path(path)
+  path = paths.as_path(path)
   if not path.name.endswith(SUFFIXES):
     raise UserError(f"{path} should end in {', '.join(SUFFIXES)}")
   is_json = path.name.removesuffix(".gz").endswith(".jsonl")

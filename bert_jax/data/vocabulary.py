@@ -11,7 +11,6 @@ import os
 import tempfile
 
 import sentencepiece
-from etils import epath
 
 from bert_jax.data.tokenization import (
   SPECIAL_TOKENS,
@@ -19,6 +18,7 @@ from bert_jax.data.tokenization import (
   split_plain,
 )
 from bert_jax.errors import UserError
+from bert_jax.storage import paths
 
 # WordPiece gives up on longer words (the original's max_input_chars_per_word).
 MAX_WORD_CHARS = 100
@@ -223,7 +223,7 @@ def load_vocabulary(path):
       tokens or too many of them.
   """
   try:
-    text = epath.Path(path).read_bytes().decode("utf-8")
+    text = paths.as_path(path).read_bytes().decode("utf-8")
     vocab = text.removesuffix("\n").replace("\r", "").split("\n")
   except (OSError, UnicodeDecodeError) as e:
     raise UserError(f"vocabulary {path} can't be read: {e}") from None
@@ -246,4 +246,4 @@ def load_vocabulary(path):
 def save_vocabulary(path, vocab):
   """Writes `vocab` as a vocab.txt."""
   text = "".join(token + "\n" for token in vocab)
-  epath.Path(path).write_bytes(text.encode("utf-8"))
+  paths.write_file(path, text)

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bert_jax.data.tokenization import create_tokenizer
@@ -21,6 +20,7 @@ from bert_jax.model.bert_config import BertConfig
 from bert_jax.sharding import mesh as mesh_lib
 from bert_jax.sharding import partitioning
 from bert_jax.sharding import rows as rows_lib
+from bert_jax.storage import paths
 from bert_jax.weights import hf, hf_folder, pretrained
 from bert_jax.weights.pretrained import Pretrained
 
@@ -107,7 +107,7 @@ def load_init(source, config):
 
 def _load_head(folder, names):
   """Reads the output layer of a Hugging Face folder."""
-  folder = epath.Path(folder)
+  folder = paths.as_path(folder)
   saved = json.loads((folder / hf.CONFIG_FILE).read_text())
   tensors = hf_folder.load_tensors(folder)
   params = {

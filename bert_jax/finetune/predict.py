@@ -14,7 +14,6 @@ each row; for question answering it is what SQuAD's script reads.
 import json
 
 from absl import flags
-from etils import epath
 
 from bert_jax import command
 from bert_jax.errors import UserError
@@ -24,6 +23,7 @@ from bert_jax.finetune.config import default_config, validate
 from bert_jax.finetune.tasks import KINDS
 from bert_jax.sharding import mesh as mesh_lib
 from bert_jax.sharding import rows as rows_lib
+from bert_jax.storage import paths
 from bert_jax.storage import workdir as workdir_lib
 from bert_jax.weights import pretrained
 
@@ -79,8 +79,7 @@ def predict(model, params, source, output):
   features = model_lib.encode(model, rows, labelled=False)
   logits = model_lib.make_predict(model, params)(params, features)
   predictions = model_lib.decode(model, logits, rows, features)
-  output = epath.Path(output)
-  output.parent.mkdir(parents=True, exist_ok=True)
+  output = paths.as_path(output)
   model.kind.save_predictions(output, rows, predictions)
   print(f"predict: {len(rows):,} rows; the predictions are in {output}")
   if any(row.label is None for row in rows):
@@ -102,7 +101,7 @@ def main(argv):
       "fine-tuned Hugging Face folder, with --config"
     )
   if values.workdir:
-    source, config = _best_of(epath.Path(values.workdir))
+    source, config = _best_of(paths.as_path(values.workdir))
   else:
     source, config = values.init, command.config()
     # What only training needs, and validate asks for.

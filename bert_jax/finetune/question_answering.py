@@ -8,11 +8,11 @@ import dataclasses
 import json
 
 import numpy as np
-from etils import epath
 
 from bert_jax.errors import UserError
 from bert_jax.finetune import metrics, readers
 from bert_jax.finetune.features import Features, create_arrays
+from bert_jax.storage import paths
 
 # Where a window points that holds no answer: [CLS].
 _NO_ANSWER = 0
@@ -52,7 +52,7 @@ def read_rows(source, config, labelled):
   Raises:
     UserError: it is no SQuAD file, or a question is not as it must be.
   """
-  path = epath.Path(source).expanduser()
+  path = paths.as_path(source)
   try:
     articles = json.loads(readers.read_text(path))["data"]
     rows = [
@@ -319,4 +319,4 @@ def save_predictions(path, rows, predictions):
   ):
     values = {row.id: p[key] for row, p in zip(rows, predictions, strict=True)}
     text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-    path.with_name(prefix + path.name).write_text(text, encoding="utf-8")
+    paths.write_file(path.with_name(prefix + path.name), text)

@@ -11,9 +11,9 @@ import io
 import json
 
 import numpy as np
-from etils import epath
 
 from bert_jax.errors import UserError
+from bert_jax.storage import paths
 
 # What an ending means, unless `data.format` says something else.
 _FORMATS = {
@@ -73,7 +73,7 @@ def read_records(source, file_format="", has_header=True, default="tsv"):
   if source.startswith("tfds:"):
     records = _tfds_records(source)
   else:
-    path = epath.Path(source).expanduser()
+    path = paths.as_path(source)
     text = read_text(path)
     file_format = file_format or _FORMATS.get(path.suffix.lower(), default)
     if file_format == "jsonl":
@@ -100,7 +100,7 @@ def read_lines(source):
   Raises:
     UserError: the file can't be read or is empty.
   """
-  lines = split_lines(read_text(epath.Path(source).expanduser()))
+  lines = split_lines(read_text(paths.as_path(source)))
   if not lines:
     raise UserError(f"{source} has no lines; expected at least one")
   return [(f"{source} line {i}", line) for i, line in enumerate(lines, 1)]

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
-from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
 from bert_jax.data.pipeline import iterate_batches
@@ -22,7 +21,7 @@ from bert_jax.finetune.model import TaskModel
 from bert_jax.finetune.tasks import KINDS
 from bert_jax.sharding import partitioning
 from bert_jax.sharding import rows as rows_lib
-from bert_jax.storage import checkpoints, metric_log
+from bert_jax.storage import checkpoints, metric_log, paths
 from bert_jax.storage import workdir as workdir_lib
 from bert_jax.training import flops
 from bert_jax.training import loop as loop_lib
@@ -379,5 +378,5 @@ def _save_best(run, workdir, params, predictions, scores):
     model,
     card.model_card(model, scores),
   )
-  path = epath.Path(workdir) / model.kind.file_name
+  path = paths.as_path(workdir) / model.kind.file_name
   model.kind.save_predictions(path, run.dev_rows, predictions)

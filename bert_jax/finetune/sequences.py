@@ -9,6 +9,7 @@ import numpy as np
 from bert_jax.errors import UserError
 from bert_jax.finetune import metrics, readers
 from bert_jax.finetune.features import Features, create_arrays
+from bert_jax.storage import paths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,4 +275,4 @@ def save_predictions(path, rows, predictions):
     )
     for i, (row, prediction) in enumerate(zip(rows, predictions, strict=True))
   ]
-  path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+  paths.write_file(path, "".join(line + "\n" for line in lines))

@@ -8,7 +8,6 @@ import dataclasses
 import re
 
 import jax
-from etils import epath
 
 from bert_jax.hlo import cost as cost_lib
 from bert_jax.hlo import memory as memory_lib
@@ -16,6 +15,7 @@ from bert_jax.planning import slices
 from bert_jax.pretraining import objective
 from bert_jax.pretraining import run as run_lib
 from bert_jax.sharding import compiler_options, partitioning
+from bert_jax.storage import paths
 from bert_jax.training import flops
 
 # Of the work and of the whole; `plan.py` says where they come from.
@@ -67,9 +67,7 @@ def plan_phase(config, planned, name, hlo_dir=None):
     return report | {"fits": False, "needed_bytes": needed}
   text = compiled.as_text()
   if hlo_dir:
-    folder = epath.Path(hlo_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.txt").write_text(text)
+    paths.write_file(paths.as_path(hlo_dir) / f"{name}.txt", text)
   memory = report["memory_bytes"] | _read_memory(text, compiled)
   memory["total"] = sum(memory.values())
   return (

@@ -5,13 +5,12 @@ figures of different checkpoints and runs compare.
 """
 
 import jax
-from etils import epath
 
 from bert_jax.data.pipeline import iterate_batches
 from bert_jax.pretraining import objective
 from bert_jax.pretraining import run as run_lib
 from bert_jax.sharding import rows as rows_lib
-from bert_jax.storage import checkpoints
+from bert_jax.storage import checkpoints, paths
 from bert_jax.training import sums as sums_lib
 
 
@@ -64,7 +63,7 @@ def evaluate(workdir, step=None):
   Raises:
     UserError: no such run or checkpoint.
   """
-  workdir = epath.Path(workdir)
+  workdir = paths.as_path(workdir)
   run = run_lib.load_run(workdir)
   abstract = run_lib.abstract_sharded_state(run).params
   step, params, _ = checkpoints.load_params(workdir, abstract, step)

@@ -3,13 +3,11 @@
 import json
 import os
 
-from etils import epath
-
 from bert_jax.config import num_train_steps
 from bert_jax.data.vocabulary import load_vocabulary
 from bert_jax.model.bert import create_bert_config
 from bert_jax.pretraining import initialization
-from bert_jax.storage import metric_log
+from bert_jax.storage import metric_log, paths
 from bert_jax.storage import workdir as workdir_lib
 from bert_jax.weights import hf
 from bert_jax.weights.pretrained import load_run_params
@@ -70,7 +68,7 @@ def export(workdir, output, heads="pretraining", step=None):
   Raises:
     UserError: no such run or checkpoint, or `output` is something else.
   """
-  workdir = epath.Path(workdir)
+  workdir = paths.as_path(workdir)
   config = workdir_lib.load_config(workdir)
   vocab = load_vocabulary(workdir / "vocab.txt")
   bert_config = create_bert_config(config, len(vocab))

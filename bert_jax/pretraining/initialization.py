@@ -13,7 +13,6 @@ import os
 import jax
 import numpy as np
 import optax
-from etils import epath
 
 from bert_jax.config import num_train_steps
 from bert_jax.data.vocabulary import save_vocabulary, split_piece
@@ -21,7 +20,7 @@ from bert_jax.errors import UserError
 from bert_jax.model.bert import create_params
 from bert_jax.pretraining import run as run_lib
 from bert_jax.sharding import partitioning
-from bert_jax.storage import checkpoints
+from bert_jax.storage import checkpoints, paths
 from bert_jax.storage import workdir as workdir_lib
 from bert_jax.training.optimizer import create_optimizer
 from bert_jax.training.train_state import create_train_state
@@ -85,8 +84,7 @@ def create_init(source, extend_vocab=0, optimizer="reset"):
       f"--init_optimizer=keep has no moments for the {extend_vocab} pieces of "
       "--extend_vocab; expected --init_optimizer=reset"
     )
-  # A URL is absolute already.
-  source = source if "://" in source else os.path.abspath(source)
+  source = os.fspath(paths.absolute(source))
   return Init(source, extend_vocab, optimizer)
 
 
@@ -128,7 +126,7 @@ def begin(config, workdir, init, hosts):
 
 def load_init_record(workdir):
   """Returns the `Init` that a workdir was begun with, or None."""
-  record = _load_record(epath.Path(workdir))
+  record = _load_record(paths.as_path(workdir))
   return record and Init(**record["init"])
 
 
@@ -171,12 +169,10 @@ def _read_source(config, init):
 
 
 def _write_record(workdir, init, vocab, overrides):
-  workdir.mkdir(parents=True, exist_ok=True)
   save_vocabulary(workdir / VOCAB_FILE, vocab)
-  temporary = workdir / f"{RECORD_FILE}.unfinished"
   record = {"init": dataclasses.asdict(init), "config": overrides}
-  temporary.write_text(json.dumps(record, indent=2) + "\n")
-  temporary.replace(workdir / RECORD_FILE)
+  text = json.dumps(record, indent=2) + "\n"
+  paths.write_file(workdir / RECORD_FILE, text)
 
 
 def _with_overrides(config, workdir, overrides):
@@ -269,7 +265,7 @@ def extend(pretrained, vocab):
 
 def _source_checkpoints(source):
   """Returns (config, workdir) of a source that is a run of ours."""
-  workdir = epath.Path(source)
+  workdir = paths.as_path(source)
   if not (workdir / "checkpoints").is_dir():
     raise UserError(
       f"--init={source} has no optimizer state; expected a workdir of "

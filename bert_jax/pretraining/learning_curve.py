@@ -3,10 +3,9 @@
 import itertools
 
 import matplotlib.figure
-from etils import epath
 
 from bert_jax.errors import UserError
-from bert_jax.storage import metric_log
+from bert_jax.storage import metric_log, paths
 
 _WIDTH, _HEIGHT = 64, 12  # of the text, in characters
 
@@ -35,8 +34,8 @@ def plot_curve(rows, path):
     for step in _phase_switches(rows):
       axes.axvline(step, color="gray", linestyle=":", label="phase 2")
     axes.legend()
-  with path.open("wb") as f:
-    figure.savefig(f, format="png", dpi=120)
+  with paths.replaced_file(path) as unfinished:
+    figure.savefig(unfinished, format="png", dpi=120)
 
 
 def text_curve(rows, field="mlm_loss"):
@@ -95,7 +94,7 @@ def draw(workdir):
   Raises:
     UserError: the run has no figures.
   """
-  workdir = epath.Path(workdir)
+  workdir = paths.as_path(workdir)
   rows = metric_log.load_rows(workdir)
   if not rows:
     raise UserError(f"{workdir} has no rows in metrics.jsonl; expected a run")

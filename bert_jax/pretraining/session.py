@@ -13,7 +13,6 @@ import signal
 import time
 
 import jax
-from etils import epath
 
 from bert_jax.config import num_train_steps, validate
 from bert_jax.data import corpus_cache, preparation
@@ -27,7 +26,7 @@ from bert_jax.pretraining import initialization, objective
 from bert_jax.pretraining import run as run_lib
 from bert_jax.pretraining.evaluation import make_evaluate
 from bert_jax.sharding import rows as rows_lib
-from bert_jax.storage import checkpoints, metric_log
+from bert_jax.storage import checkpoints, metric_log, paths
 from bert_jax.storage import workdir as workdir_lib
 from bert_jax.training import flops
 from bert_jax.training import loop as loop_lib
@@ -45,7 +44,7 @@ def prepare(config, workdir, init=None):
   Raises:
     UserError: settings, text or workdir are not as they must be.
   """
-  workdir = epath.Path(workdir)
+  workdir = paths.as_path(workdir)
   with workdir_lib.run_lock(workdir):
     config, init = initialization.begin(config, workdir, init, Hosts())
     validate(config)
@@ -92,7 +91,7 @@ def train(config, workdir, hosts, init=None):
   """
   started = time.monotonic()
   keep_freed_memory()
-  workdir = epath.Path(workdir)
+  workdir = paths.as_path(workdir)
   _keep_programs(workdir)
   consistency.compare(hosts, consistency.software(config))
   with _locked(workdir, hosts):
@@ -121,6 +120,9 @@ def _keep_programs(workdir):
   if jax.config.jax_compilation_cache_dir is None:
     directory = workdir / "compiled"
     jax.config.update("jax_compilation_cache_dir", str(directory))
+    if paths.is_remote(workdir):
+      # XLA itself, on a GPU, can't write its files to an address.
+      jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
 
 
 def _locked(workdir, hosts):

@@ -20,7 +20,10 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from bert_jax.distributed.hosts import Hosts
 from bert_jax.errors import UserError
+from bert_jax.storage import paths
 
+# What orbax writes last; in a bucket nothing else says that all is there.
+COMMIT_FILE = "commit_success.txt"
 # A metric of the held-out rows, and which of its ends is the good one.
 BEST = ("loss", "min")
 
@@ -45,7 +48,7 @@ def create_manager(config, workdir, best=BEST):
 
 
 def _directory(workdir):
-  return epath.Path(workdir).absolute() / "checkpoints"
+  return paths.absolute(workdir) / "checkpoints"
 
 
 def _open_manager(workdir, **options):
@@ -182,12 +185,8 @@ def restore_newest(manager, abstract_state, hosts=None):
 
 
 def _put_aside(directory, step):
-  broken = directory.parent / "broken"
-  broken.mkdir(parents=True, exist_ok=True)
-  target = broken / str(step)
-  if target.exists():
-    target.rmtree()
-  (directory / str(step)).rename(target)
+  target = directory.parent / "broken" / str(step)
+  paths.move_folder(directory / str(step), target, COMMIT_FILE)
 
 
 def _try_to_restore(manager, step, abstract_state, hosts):

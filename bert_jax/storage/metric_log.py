@@ -4,9 +4,7 @@ import json
 import math
 import os
 
-from etils import epath
-
-from bert_jax.storage.workdir import is_remote
+from bert_jax.storage import paths
 
 
 def row_fields(names):
@@ -46,7 +44,7 @@ def load_rows(workdir):
     list of dicts with the keys `FIELDS`; a row cut short by a kill is left
     out, as is the whole file where there is none.
   """
-  path = epath.Path(workdir) / "metrics.jsonl"
+  path = paths.as_path(workdir) / "metrics.jsonl"
   rows = []
   for line in path.read_text().splitlines() if path.exists() else ():
     try:
@@ -101,7 +99,7 @@ class MetricWriter:
       json.dumps(row) for row in load_rows(workdir) if row["step"] <= first_step
     ]
     self._write_all()
-    self._is_local = not is_remote(workdir)
+    self._is_local = not paths.is_remote(workdir)
     self._events = (
       SummaryWriter(os.fspath(workdir / "tensorboard"), purge_step=first_step)
       if self._is_local
@@ -109,9 +107,8 @@ class MetricWriter:
     )
 
   def _write_all(self):
-    temporary = self._path.with_suffix(".tmp")
-    temporary.write_text("".join(line + "\n" for line in self._lines))
-    temporary.replace(self._path)
+    text = "".join(line + "\n" for line in self._lines)
+    paths.write_file(self._path, text)
 
   def write(self, row):
     """Writes one row.
@@ -123,8 +120,7 @@ class MetricWriter:
     row = {field: _json_number(row.get(field)) for field in self._fields}
     self._lines.append(json.dumps(row))
     if self._is_local:
-      with open(self._path, "a") as f:
-        f.write(self._lines[-1] + "\n")
+      paths.append_text(self._path, self._lines[-1] + "\n")
     else:
       self._write_all()  # an object store cannot append
     for field, value in row.items():

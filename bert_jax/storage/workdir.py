@@ -10,22 +10,18 @@ import json
 import os
 
 import ml_collections
-from etils import epath
 
 from bert_jax.config import CHANGEABLE, differing_keys
 from bert_jax.errors import UserError
-
-
-def is_remote(path):
-  """Tells whether a path is an address, such as gs://, and not on a disk."""
-  return "://" in os.fspath(path)
+from bert_jax.storage import paths
+from bert_jax.storage.access import check_bucket
 
 
 def corpus_dir(config, workdir):
   """Returns the `epath.Path` of the prepared corpus of a run."""
   if config.corpus.dir:
-    return epath.Path(config.corpus.dir).expanduser()
-  return epath.Path(workdir) / "corpus"
+    return paths.as_path(config.corpus.dir)
+  return paths.as_path(workdir) / "corpus"
 
 
 @contextlib.contextmanager
@@ -80,9 +76,10 @@ def run_lock(workdir):
     workdir: `epath.Path`; on gs:// there is no lock to take.
 
   Raises:
-    UserError: another process holds it.
+    UserError: another process holds it, or its bucket can't be used.
   """
-  if is_remote(workdir):
+  if paths.is_remote(workdir):
+    check_bucket(workdir)
     yield
     return
   try:
@@ -122,19 +119,18 @@ def check_config(config, workdir, changeable=CHANGEABLE):
 
 def save_config(config, workdir):
   """Keeps the settings of a run in its workdir."""
-  workdir.mkdir(parents=True, exist_ok=True)
-  temporary = workdir / "config.tmp"
-  temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-  temporary.replace(workdir / "config.json")
+  text = json.dumps(config.to_dict(), indent=2) + "\n"
+  paths.write_file(workdir / "config.json", text)
 
 
 def load_config(workdir):
   """Returns the settings a workdir was begun with, as a ConfigDict.
 
   Raises:
-    UserError: there is no run in `workdir`.
+    UserError: there is no run in `workdir`, or its bucket can't be used.
   """
-  path = epath.Path(workdir) / "config.json"
+  path = paths.as_path(workdir) / "config.json"
+  check_bucket(path)
   if not path.exists():
     raise UserError(
       f"{workdir} holds no run (no config.json); expected a --workdir of "

@@ -14,11 +14,11 @@ import flax.traverse_util
 import jax
 import numpy as np
 import safetensors.numpy
-from etils import epath
 
 from bert_jax.data.tokenization import create_tokenizer
 from bert_jax.errors import UserError
 from bert_jax.model.bert import BertConfig, create_params
+from bert_jax.storage import paths
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -216,21 +216,12 @@ def save_pretrained(
     "special_tokens_map.json": _to_json(_SPECIAL_TOKENS_MAP),
     "README.md": model_card,
   }
-  output_dir = epath.Path(output_dir)
+  output_dir = paths.as_path(output_dir)
   check_replaceable(output_dir, {*files, WEIGHTS_FILE})
-
-  unfinished = output_dir.parent / f"{output_dir.name}.unfinished"
-  if unfinished.exists():
-    unfinished.rmtree()
-  unfinished.mkdir(parents=True)
-  for name, text in files.items():
-    (unfinished / name).write_text(text)
-  (unfinished / WEIGHTS_FILE).write_bytes(
-    safetensors.numpy.save(tensors, metadata={"format": "pt"})
-  )
-  if output_dir.exists():
-    output_dir.rmtree()
-  unfinished.rename(output_dir)
+  files[WEIGHTS_FILE] = safetensors.numpy.save(tensors, {"format": "pt"})
+  with paths.replaced_folder(output_dir, CONFIG_FILE) as folder:
+    for name, content in files.items():
+      paths.write_file(folder / name, content)
 
 
 def _flatten(params):

@@ -17,14 +17,13 @@ import dataclasses
 import flax.traverse_util
 import jax
 import numpy as np
-from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bert_jax.data.vocabulary import load_vocabulary
 from bert_jax.errors import UserError
 from bert_jax.model.bert import BertConfig, create_bert_config, create_params
 from bert_jax.sharding import partitioning
-from bert_jax.storage import checkpoints
+from bert_jax.storage import checkpoints, paths
 from bert_jax.storage import workdir as workdir_lib
 from bert_jax.weights import hf, hf_folder, tf_checkpoint
 
@@ -75,7 +74,7 @@ def load_init(source, step=None):
   Raises:
     UserError: nothing of the kind is there, it is broken, or it is no BERT.
   """
-  path = epath.Path(source)
+  path = paths.as_path(source)
   if (path / MODEL_DIR / hf.CONFIG_FILE).exists():
     path = path / MODEL_DIR
   is_workdir = (path / "checkpoints").is_dir()
