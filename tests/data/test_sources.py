@@ -271,6 +271,7 @@ def test_wiki40b_articles_keep_their_paragraphs_only():
 # Prepares data sets as a user's own builder does, in two file formats.
 _BUILD = """
   import sys
+  import numpy as np
   import tensorflow_datasets as tfds
 
   class MyText(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -297,7 +298,7 @@ _BUILD = """
       text = tfds.features.Text()
       section = {"heading": text, "lines": tfds.features.Sequence(text)}
       return tfds.core.DatasetInfo(builder=self, features=tfds.features
-        .FeaturesDict({"page": {"body": text, "number": tfds.features.Scalar("int32")},
+        .FeaturesDict({"page": {"body": text, "number": tfds.features.Scalar(np.int32)},
                        "sections": tfds.features.Sequence(section),
                        "all": tfds.features.Sequence(text)}))
     def _generate_examples(self, n):
