@@ -6,6 +6,7 @@ import threading
 import time
 
 import loky
+from loky.backend import get_context
 
 
 def num_workers():
@@ -28,7 +29,10 @@ def ordered_map(function, items):
   """
   workers = num_workers()
   pool = loky.ProcessPoolExecutor(
-    workers, context="loky", initializer=_end_with, initargs=(os.getpid(),)
+    workers,
+    context=get_context("loky"),
+    initializer=_end_with,
+    initargs=(os.getpid(),),
   )
   with pool:
     waiting = collections.deque()

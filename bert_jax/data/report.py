@@ -111,13 +111,14 @@ def _warnings(config, report):
   held_out, asked = report["held_out_token_rate"], config.corpus.eval_fraction
   if wrapped > _MANY:
     found.append(
-      f"{wrapped:.0%} of the lines end amid a sentence at about the same column:"
-      f" the text seems to be wrapped, set {setting}join_lines=True"
+      f"{wrapped:.0%} of the lines end amid a sentence at about the same "
+      f"column: the text seems to be wrapped, set {setting}join_lines=True"
     )
   if lost > _LOST_CHARACTERS:
     found.append(
-      f"{lost:.2%} of the characters are lost in [UNK]: raise corpus.vocab_size,"
-      f" or set {setting}split_long_words=True for text without spaces"
+      f"{lost:.2%} of the characters are lost in [UNK]: raise "
+      f"corpus.vocab_size, or set {setting}split_long_words=True for text "
+      "without spaces"
     )
   if copies > _DUPLICATES:
     found.append(f"{copies:.0%} of the documents were copies of others")
@@ -134,8 +135,8 @@ def _warnings(config, report):
     )
   if held_out > 2 * asked + 0.01:
     found.append(
-      f"{held_out:.0%} of the tokens are held out, and eval_fraction is {asked}:"
-      " the documents are few and long, cut them at their chapters"
+      f"{held_out:.0%} of the tokens are held out, and eval_fraction is "
+      f"{asked}: the documents are few and long, cut them at their chapters"
     )
   found += [
     f"{name} fills {report[name]['fill']:.0%} of a sequence of "

@@ -296,9 +296,10 @@ _BUILD = """
   class MyNested(MyText):
     def _info(self):
       text = tfds.features.Text()
+      number = tfds.features.Scalar(np.int32)
       section = {"heading": text, "lines": tfds.features.Sequence(text)}
       return tfds.core.DatasetInfo(builder=self, features=tfds.features
-        .FeaturesDict({"page": {"body": text, "number": tfds.features.Scalar(np.int32)},
+        .FeaturesDict({"page": {"body": text, "number": number},
                        "sections": tfds.features.Sequence(section),
                        "all": tfds.features.Sequence(text)}))
     def _generate_examples(self, n):
@@ -460,9 +461,9 @@ def test_nested_features_and_sequences_are_text(prepared, name, key):
 
 
 def test_a_data_set_that_can_not_be_had_is_one_line(prepared):
-  for spec in ("tfds:no_such_data_set", "tfds:not a name"):
-    assert spec in prepared[spec]
-    assert "\n" not in prepared[spec]
+  for source in ("tfds:no_such_data_set", "tfds:not a name"):
+    assert source in prepared[source]
+    assert "\n" not in prepared[source]
   assert "TFDS_DATA_DIR" in prepared["tfds:no_such_data_set"]
 
 
