@@ -25,6 +25,7 @@ from bert_jax.data import (
   parallel,
   vocabulary,
 )
+from bert_jax.data import parts as parts_lib
 from bert_jax.data import report as report_lib
 from bert_jax.data.sources import spec
 from bert_jax.data.sources.source import SourcePiece
@@ -104,6 +105,45 @@ def _prepare_anew(config, directory, extend_vocab):
     raise
 
 
+def prepare_part(config, workdir, number, num_parts):
+  """Encodes every n-th source of a run's corpus; `prepare` merges them.
+
+  The first of all parts makes the vocabulary, while the others wait.
+
+  Args:
+    config: validated settings.
+    workdir: the run's folder, on a disk that all machines share.
+    number: int from 0, which part.
+    num_parts: int, how many there are.
+
+  Raises:
+    UserError: as `prepare` does, or the folder is an address.
+  """
+  directory = workdir_lib.corpus_dir(config, workdir)
+  if workdir_lib.is_remote(directory):
+    raise UserError(
+      f"the corpus lies at {directory}; expected a folder that all machines "
+      "share (set --config.corpus.dir)"
+    )
+  parts = parts_lib.folder(corpus_cache.local_dir(directory))
+  found = spec.open_sources(config.corpus)
+  settings = _settings(config.corpus, 0) | _text_settings(found)
+  with workdir_lib.file_lock(parts / ".lock"):
+    parts_lib.check_settings(parts, settings)
+    vocab_path = parts / "vocab.txt"
+    if not vocab_path.exists():
+      vocab = _create_vocabulary(config.corpus, found, settings, {})
+      vocabulary.save_vocabulary(vocab_path, vocab)
+  encode = functools.partial(
+    encoding.encode, vocab_path, _encoding_rules(config.corpus)
+  )
+  for index in range(number, len(found), num_parts):
+    source = found[index]
+    chunks = _map(encode, _chunks([source], source.name), source.text_bytes)
+    parts_lib.write_source(parts, index, chunks)
+    print(f"corpus: part {number} of {num_parts}: {source.name} is encoded")
+
+
 def _check_settings(corpus, asked, found, directory):
   """Checks that a finished corpus was made with the settings asked for.
 
@@ -179,7 +219,12 @@ def _write_corpus(config, found, settings, directory):
       done = f"{writer.num_chunks:,} chunks"
       print(f"corpus: continuing in {directory} after {done}")
     else:
-      vocab = _create_vocabulary(config.corpus, found, settings, seconds)
+      parts = parts_lib.folder(directory)
+      if parts.exists():
+        parts_lib.check_settings(parts, settings)
+        vocab = vocabulary.load_vocabulary(parts / "vocab.txt")
+      else:
+        vocab = _create_vocabulary(config.corpus, found, settings, seconds)
       vocabulary.save_vocabulary(directory / "vocab.txt", vocab)
     with _timed(seconds, "writing tokens"):
       for encoded in _encoded_chunks(config.corpus, found, directory, writer):
@@ -193,6 +238,7 @@ def _write_corpus(config, found, settings, directory):
     report = report_lib.create_report(config, opened)
     corpus_lib.write_json(directory / "report.json", report)
   corpus_writer.commit(directory, manifest)
+  parts_lib.remove(parts_lib.folder(directory))
   report_lib.print_report(report)
   megabytes = (manifest["num_text_bytes"] - done_before) / 1e6
   parts = ", ".join(f"{part} {took:.1f} s" for part, took in seconds.items())
@@ -256,12 +302,18 @@ def _encoding_rules(corpus):
 
 def _encoded_chunks(corpus, found, directory, writer):
   """Yields the chunks that are not in yet, encoded."""
-  rules = _encoding_rules(corpus)
-  encode = functools.partial(encoding.encode, directory / "vocab.txt", rules)
-  chunks = _chunks(found, "writing tokens", name_empty=True)
-  chunks = itertools.islice(chunks, writer.num_chunks, None)
+  parts = parts_lib.folder(directory)
+  if parts.exists():
+    chunks = parts_lib.read_chunks(parts, len(found))
+    encoded_chunks = itertools.islice(chunks, writer.num_chunks, None)
+  else:
+    rules = _encoding_rules(corpus)
+    encode = functools.partial(encoding.encode, directory / "vocab.txt", rules)
+    chunks = _chunks(found, "writing tokens", name_empty=True)
+    chunks = itertools.islice(chunks, writer.num_chunks, None)
+    encoded_chunks = _map(encode, chunks, _text_bytes(found))
   num_named = 0
-  for encoded in _map(encode, chunks, _text_bytes(found)):
+  for encoded in encoded_chunks:
     for problem in encoded.problems[: _NAMED_PROBLEMS - num_named]:
       print(f"corpus: skipped: {problem}")
       num_named += 1
