@@ -7,8 +7,8 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-# WordPiece turns longer words into [UNK] (max_input_chars_per_word of the
-# original code, which transformers keeps).
+# WordPiece turns longer words into [UNK], as in transformers. The original
+# code's limit was 200.
 MAX_WORD_CHARS = 100
 # ASCII without space and control characters, and without what may begin a
 # special token.
