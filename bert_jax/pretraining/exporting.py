@@ -79,6 +79,7 @@ def export(workdir, output, heads="pretraining", step=None):
     bert_config,
     vocab,
     lowercase=config.corpus.lowercase,
+    strip_accents=config.corpus.get("strip_accents"),
     heads=heads,
     model_card=_model_card(config, workdir, vocab, heads, step),
     max_length=config.model.max_position_embeddings,

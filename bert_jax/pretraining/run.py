@@ -10,6 +10,7 @@ from bert_jax.config import num_train_steps
 from bert_jax.data import corpus_cache
 from bert_jax.data.corpus import Corpus, open_corpus, split_documents
 from bert_jax.data.examples import Examples
+from bert_jax.data.mixing import training_documents
 from bert_jax.data.tokenization import SPECIAL_TOKENS
 from bert_jax.model.bert import BertConfig, create_bert_config, create_params
 from bert_jax.pretraining.masking import MaskingVocab, create_masking_vocab
@@ -184,9 +185,7 @@ def _state_creator(run):
 
 def training_examples(run, name):
   """Returns the `Examples` that phase `name` trains on."""
-  training, _ = split_documents(
-    run.corpus.documents, run.config.corpus.eval_fraction
-  )
+  training = training_documents(run.config.corpus, run.corpus)
   return _examples(run, name, training, run.config.seed)
 
 

@@ -51,6 +51,12 @@ def prepare(config, workdir, init=None):
     preparation.prepare(config, workdir, init.extend_vocab if init else 0)
 
 
+def prepare_part(config, workdir, number, num_parts):
+  """Encodes a part of the corpus of a run; see `preparation.prepare_part`."""
+  validate(config)
+  preparation.prepare_part(config, workdir, number, num_parts)
+
+
 def train_on_all_hosts(config, workdir, init=None):
   """Trains as one of the hosts of a slice, or alone.
 

@@ -123,9 +123,19 @@ def replaced_file(path):
   unfinished = path.with_name(f"{path.name}.unfinished")
   try:
     yield unfinished
+    _write_through(unfinished)
     unfinished.replace(path)
   finally:
     unfinished.unlink(missing_ok=True)
+
+
+def _write_through(path):
+  """Waits until a file is on its disk, before a rename says that it is."""
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -178,6 +178,7 @@ def save_pretrained(
   vocab,
   *,
   lowercase,
+  strip_accents=None,
   heads,
   model_card,
   max_length,
@@ -192,7 +193,8 @@ def save_pretrained(
     params: parameters of `BertForPreTraining`, or of a fine-tuned model.
     config: `BertConfig`.
     vocab: list of str, the tokens in the order of their ids.
-    lowercase: whether the tokenizer lower-cases and strips accents.
+    lowercase: whether the tokenizer lower-cases.
+    strip_accents: whether it strips accents; None: as `lowercase` says.
     heads: a key of `HEADS` or `TASK_HEADS`.
     model_card: text of README.md.
     max_length: longest sequence the tokenizer lets through, in tokens.
@@ -211,8 +213,12 @@ def save_pretrained(
   files = {
     CONFIG_FILE: _to_json(_hf_config(config, heads, vocab) | (settings or {})),
     "vocab.txt": "".join(token + "\n" for token in vocab),
-    "tokenizer.json": create_tokenizer(vocab, lowercase).to_str(pretty=True),
-    "tokenizer_config.json": _to_json(_tokenizer_config(lowercase, max_length)),
+    "tokenizer.json": create_tokenizer(vocab, lowercase, strip_accents).to_str(
+      pretty=True
+    ),
+    "tokenizer_config.json": _to_json(
+      _tokenizer_config(lowercase, strip_accents, max_length)
+    ),
     "special_tokens_map.json": _to_json(_SPECIAL_TOKENS_MAP),
     "README.md": model_card,
   }
@@ -264,11 +270,11 @@ def _hf_config(config, heads, vocab):
   }
 
 
-def _tokenizer_config(lowercase, max_length):
+def _tokenizer_config(lowercase, strip_accents, max_length):
   return {
     "tokenizer_class": "BertTokenizer",
     "do_lower_case": lowercase,
-    "strip_accents": None,
+    "strip_accents": strip_accents,
     "tokenize_chinese_chars": True,
     "model_max_length": max_length,
     **_SPECIAL_TOKENS_MAP,
