@@ -58,6 +58,9 @@ def default_config():
   # Tokens of a sequence, the special ones included; longer texts are cut, or
   # read in pieces.
   data.max_seq_length = 128
+  # How many lengths batches have at most, chosen to fit the data; each is
+  # compiled. 1 pads every batch to the longest text.
+  data.num_lengths = 4
   # Question answering: tokens that neighbouring windows share, as in
   # transformers, and the longest question.
   data.doc_stride = 128
@@ -151,6 +154,7 @@ def validate(config):
     (task, "task.max_answer_length"),
     (task, "task.num_best"),
     (data, "data.max_query_length"),
+    (data, "data.num_lengths"),
     (train, "train.batch_size"),
     (train, "train.num_epochs"),
     (config.optimizer, "optimizer.learning_rate"),

@@ -16,7 +16,7 @@ from bert_jax.data.tokenization import create_tokenizer
 from bert_jax.errors import UserError
 from bert_jax.finetune.features import eval_batches
 from bert_jax.finetune.tasks import KINDS, Kind
-from bert_jax.model.bert import segment_inputs
+from bert_jax.model.bert import NEVER, segment_inputs
 from bert_jax.model.bert_config import BertConfig
 from bert_jax.sharding import mesh as mesh_lib
 from bert_jax.sharding import partitioning
@@ -223,8 +223,12 @@ def encode(model, rows, *, labelled):
   if not labelled:
     return features
   labels = model.kind.labels(rows, features, model.labels)
-  arrays = features.arrays | {"labels": labels}
-  return dataclasses.replace(features, arrays=arrays)
+  per_token = features.per_token
+  if model.kind.labels_per_token:
+    per_token = (*per_token, "labels")
+  return dataclasses.replace(
+    features, arrays=features.arrays | {"labels": labels}, per_token=per_token
+  )
 
 
 def apply(module, params, inputs, dropout_key):
@@ -263,7 +267,8 @@ def make_predict(model, params):
     params: nested dict of arrays or shapes.
 
   Returns:
-    Function (params, features) -> logits, float32 numpy [N, ...].
+    Function (params, features) -> logits, float32 numpy [N, ...]; `NEVER` at
+    the slots that a feature's batch did not have.
   """
   mesh, batch_size = model.mesh, model.config.train.batch_size
 
@@ -282,13 +287,36 @@ def make_predict(model, params):
   rows = rows_lib.local_rows(mesh, batch_size)
 
   def predict(params, features):
-    logits = []
-    for batch in eval_batches(features, batch_size):
+    found = []
+    for chosen, batch in eval_batches(features, batch_size):
       batch = {name: array[rows] for name, array in batch.items()}
-      logits.append(step(params, rows_lib.global_batch(mesh, batch)))
-    return np.concatenate(jax.device_get(logits))[: len(features)]
+      found.append((chosen, step(params, rows_lib.global_batch(mesh, batch))))
+    shape = abstract_logits(model, features).shape
+    logits = np.full((len(features), *shape[1:]), NEVER, np.float32)
+    for chosen, some in jax.device_get(found):
+      logits[(chosen, *map(slice, some.shape[1:]))] = some
+    return logits
 
   return predict
+
+
+def abstract_logits(model, features):
+  """Returns the shape of the logits of one feature, all of its slots counted.
+
+  Args:
+    model: `TaskModel`.
+    features: `Features`.
+
+  Returns:
+    `jax.ShapeDtypeStruct` [1, ...].
+  """
+  params = jax.eval_shape(lambda: init_params(model.module, jax.random.key(0)))
+  batch = {
+    name: jnp.asarray(array[:1]) for name, array in features.arrays.items()
+  }
+  return jax.eval_shape(
+    lambda params: apply(model.module, params, batch, None)[0], params
+  )
 
 
 def decode(model, logits, rows, features):

@@ -12,7 +12,7 @@ from etils import epath
 
 from bert_jax.errors import UserError
 from bert_jax.finetune import metrics, readers
-from bert_jax.finetune.features import Features, create_arrays
+from bert_jax.finetune.features import create_features
 
 # Where a window points that holds no answer: [CLS].
 _NO_ANSWER = 0
@@ -134,11 +134,13 @@ def encode(rows, tokenizer, config):
     windows += of_row
     row_of += [number] * len(of_row)
     places += _places(of_row)
-  arrays = create_arrays(
+  return create_features(
     [window.ids for window in windows],
+    data,
     np.array([sum(window.type_ids) for window in windows]),
+    row_of,
+    places,
   )
-  return Features(arrays, np.array(row_of), places)
 
 
 def _cut_questions(rows, tokenizer, max_query_length):

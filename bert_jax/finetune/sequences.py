@@ -8,7 +8,7 @@ import numpy as np
 
 from bert_jax.errors import UserError
 from bert_jax.finetune import metrics, readers
-from bert_jax.finetune.features import Features, create_arrays
+from bert_jax.finetune.features import create_features
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,11 +147,11 @@ def encode(rows, tokenizer, config):
   texts = [row.texts if len(row.texts) == 2 else row.texts[0] for row in rows]
   encodings = tokenizer.encode_batch(texts)
   tokenizer.no_truncation()
-  arrays = create_arrays(
+  return create_features(
     [encoding.ids for encoding in encodings],
+    config.data,
     np.array([sum(encoding.type_ids) for encoding in encodings]),
   )
-  return Features(arrays, np.arange(len(rows)), [None] * len(rows))
 
 
 def class_labels(rows, features, names):

@@ -10,7 +10,7 @@ import numpy as np
 
 from bert_jax.errors import UserError
 from bert_jax.finetune import metrics, readers
-from bert_jax.finetune.features import IGNORED, Features, create_arrays
+from bert_jax.finetune.features import IGNORED, create_features
 from bert_jax.finetune.sequences import find_label, sort_names
 
 
@@ -113,7 +113,7 @@ def encode(rows, tokenizer, config):
       token_ids.append([special["[CLS]"], *tokens, special["[SEP]"]])
       row_of.append(number)
       places.append((first, slots))
-  return Features(create_arrays(token_ids), np.array(row_of), places)
+  return create_features(token_ids, config.data, row_of=row_of, places=places)
 
 
 def _cut(words, room):

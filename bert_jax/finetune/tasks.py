@@ -29,6 +29,7 @@ class Kind:
     label_names: function of labelled rows to a tuple of str.
     encode: function (rows, tokenizer, config) -> `Features`.
     labels: function (rows, features, names) -> numpy array [N, ...].
+    labels_per_token: whether the last dimension of the labels is slots.
     decode: function (logits, rows, features, names, config) -> list of
       predictions, a dict a row.
     score: function (predictions, rows, names) -> dict of metrics; the first is
@@ -47,6 +48,7 @@ class Kind:
   labels: Callable
   decode: Callable
   score: Callable
+  labels_per_token: bool = False
   save_predictions: Callable = sequences.save_predictions
   file_name: str = "predictions.jsonl"
 
@@ -97,6 +99,7 @@ KINDS = {
     label_names=tagging.tag_names,
     encode=tagging.encode,
     labels=tagging.tag_labels,
+    labels_per_token=True,
     decode=tagging.decode,
     score=tagging.score,
   ),
