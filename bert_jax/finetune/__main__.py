@@ -109,8 +109,11 @@ def copy_model(folder, output):
   names = {path.name for path in folder.iterdir()}
   hf.check_replaceable(output, names)
   output.mkdir(parents=True, exist_ok=True)
-  for name in names:
-    (folder / name).copy(output / name, overwrite=True)
+  for path in folder.rglob("*"):
+    if not path.is_dir():
+      copy = output / path.relative_to(folder)
+      copy.parent.mkdir(exist_ok=True)
+      path.copy(copy, overwrite=True)
   print(f"finetune: the model is also in {output}")
 
 

@@ -1,4 +1,4 @@
-"""The three output layers of fine-tuning, under Hugging Face's names."""
+"""What fine-tuning puts on BERT, under Hugging Face's names."""
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -6,6 +6,7 @@ from flax import linen as nn
 from bert_jax.model.bert import NEVER, BertModel
 from bert_jax.model.bert_config import BertConfig
 from bert_jax.model.dropout import draw_words, dropout
+from bert_jax.model.pooling import pool
 
 
 class BertForSequenceClassification(nn.Module):
@@ -85,6 +86,29 @@ class BertForQuestionAnswering(nn.Module):
     output = _create_output(self.config, self.num_labels, "qa_outputs")
     logits = output(hidden_states[-1]).swapaxes(1, 2)
     return jnp.where(attention_mask[:, None], logits, NEVER)
+
+
+class SentenceEncoder(nn.Module):
+  """One vector for a text; there is no output layer.
+
+  Attributes:
+    config: architecture.
+    pooling: "mean" of the tokens' vectors, or "cls".
+  """
+
+  config: BertConfig
+  pooling: str
+
+  @nn.compact
+  def __call__(
+    self, input_ids, token_type_ids, attention_mask, *, deterministic
+  ):
+    """Maps tokens, see `BertModel`, to vectors, float32 [B, D]."""
+    # The pooler is not used; transformers' BertModel has one.
+    hidden_states, _ = BertModel(self.config, name="bert")(
+      input_ids, token_type_ids, attention_mask, deterministic=deterministic
+    )
+    return pool(hidden_states[-1], attention_mask, self.pooling)
 
 
 def _create_output(config, num_labels, name):

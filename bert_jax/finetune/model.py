@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bert_jax.data.tokenization import create_tokenizer
 from bert_jax.errors import UserError
+from bert_jax.finetune import similarity
 from bert_jax.finetune.features import eval_batches
 from bert_jax.finetune.tasks import KINDS, Kind
 from bert_jax.model.bert import NEVER, segment_inputs
@@ -43,8 +44,10 @@ class Head:
 
   def fits(self, kind):
     """Tells whether it is a head for a `Kind`."""
-    return self.architecture == hf.TASK_HEADS[kind.heads][0] and (
-      kind.problem_type in (None, self.problem_type)
+    return (
+      kind.heads in hf.TASK_HEADS
+      and self.architecture == hf.TASK_HEADS[kind.heads][0]
+      and kind.problem_type in (None, self.problem_type)
     )
 
 
@@ -74,7 +77,7 @@ class TaskModel:
   @property
   def module(self):
     """The linen module."""
-    return self.kind.model(self.bert_config, len(self.labels))
+    return self.kind.model(self.bert_config, len(self.labels), self.config.task)
 
 
 def load_init(source, config):
@@ -152,7 +155,7 @@ def create_task_model(config, found, head, labels):
     labels = head.labels
     found = with_head(found, head)
     print(f"init: goes on with its output layer for {_few(labels)}")
-  else:
+  elif kind.heads in hf.TASK_HEADS:
     print(f"init: a fresh output layer for {_few(labels)}")
     if head is not None:
       print(f"init: its own is {head.architecture}'s for {_few(head.labels)}")
@@ -237,26 +240,26 @@ def apply(module, params, inputs, dropout_key):
   Args:
     module: linen module of `heads.py`.
     params: its parameters.
-    inputs: dict of input_ids int32 [B, L], a_length and length int32 [B].
+    inputs: dict of arrays of a batch, see `Features`.
     dropout_key: PRNG key, or None for no dropout.
 
   Returns:
-    logits: float32 [B, ...].
-    attention_mask: bool [B, L].
+    logits: float32 [B, ...], or [B, T, ...] of T texts.
+    attention_mask: bool [B, L], or [B * T, L].
   """
-  input_ids = inputs["input_ids"]
+  *rows, slots = inputs["input_ids"].shape
   token_type_ids, attention_mask = segment_inputs(
-    inputs["a_length"], inputs["length"], input_ids.shape[1]
+    inputs["a_length"].reshape(-1), inputs["length"].reshape(-1), slots
   )
   logits = module.apply(
     {"params": params},
-    input_ids,
-    token_type_ids,
+    inputs["input_ids"].reshape(-1, slots),
+    inputs.get("token_type_ids", token_type_ids),
     attention_mask,
     deterministic=dropout_key is None,
     rngs=None if dropout_key is None else {"dropout": dropout_key},
   )
-  return logits, attention_mask
+  return logits.reshape(*rows, *logits.shape[1:]), attention_mask
 
 
 def make_predict(model, params):
@@ -333,10 +336,18 @@ def save_model(output_dir, params, model, model_card):
     model: `TaskModel`.
     model_card: text of README.md.
   """
-  settings = {
-    "id2label": {str(i): label for i, label in enumerate(model.labels)},
-    "label2id": {label: i for i, label in enumerate(model.labels)},
-  }
+  settings, extra_files = {}, {}
+  if model.kind.heads in hf.TASK_HEADS:
+    settings = {
+      "id2label": {str(i): label for i, label in enumerate(model.labels)},
+      "label2id": {label: i for i, label in enumerate(model.labels)},
+    }
+  else:
+    extra_files = similarity.sentence_transformers_files(
+      model.bert_config.hidden_size,
+      model.config.task.pooling,
+      model.config.data.max_seq_length,
+    )
   if model.kind.problem_type:
     settings["problem_type"] = model.kind.problem_type
   # Where pipelines cut. Ours does not cut sentences whose words are tagged.
@@ -353,4 +364,5 @@ def save_model(output_dir, params, model, model_card):
     model_card=model_card,
     max_length=max_length,
     settings=settings,
+    extra_files=extra_files,
   )

@@ -229,6 +229,12 @@ def _slots_of(span, place):
   return first + start_slot, first + end_slot
 
 
+def has_answers(rows, names):
+  """Tells whether every question says its answers."""
+  del names
+  return all(row.label is not None for row in rows)
+
+
 def decode(logits, rows, features, names, config):
   """Turns logits [N, 2, L] to predictions.
 

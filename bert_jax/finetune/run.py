@@ -84,7 +84,8 @@ def create_fine_tuning(config, source):
   check_libraries()
   found, head = model_lib.load_init(source, config)
   kind = KINDS[config.task.kind]
-  train_rows = kind.read_rows(config.data.train, config, labelled=True)
+  read = kind.read_training_rows or kind.read_rows
+  train_rows = read(config.data.train, config, labelled=True)
   dev_rows = kind.read_rows(config.data.dev, config, labelled=True)
   labels = _label_names(config, kind, train_rows)
   model = model_lib.create_task_model(config, found, head, labels)
@@ -303,6 +304,7 @@ def _create_stage(run, workdir, state):
   examples = TrainingExamples(run.train, config.seed, batch_size, run.num_steps)
   slots = examples.slots()
   mean_slots = float(np.mean(slots))
+  texts = run.train.arrays["length"].size // len(run.train)
 
   def batches(step):
     rows = rows_lib.local_rows(mesh, batch_size)
@@ -314,7 +316,10 @@ def _create_stage(run, workdir, state):
     batch_size=batch_size,
     max_seq_length=mean_slots,
     flops_per_step=flops.count_train_flops(
-      run.model.bert_config, batch_size, mean_slots, max_predictions=0
+      run.model.bert_config,
+      texts * batch_size,
+      mean_slots,
+      max_predictions=0,
     ),
     train_step=step_lib.make_train_step(
       config,

@@ -182,6 +182,7 @@ def save_pretrained(
   model_card,
   max_length,
   settings=None,
+  extra_files=None,
 ):
   """Writes a folder that `from_pretrained` of transformers loads.
 
@@ -197,6 +198,8 @@ def save_pretrained(
     model_card: text of README.md.
     max_length: longest sequence the tokenizer lets through, in tokens.
     settings: dict of what config.json says besides, such as id2label.
+    extra_files: dict of name, such as "1_Pooling/config.json", to an object
+      that the file holds as JSON.
 
   Raises:
     UserError: the vocabulary and the model differ in size, or `output_dir`
@@ -215,15 +218,17 @@ def save_pretrained(
     "tokenizer_config.json": _to_json(_tokenizer_config(lowercase, max_length)),
     "special_tokens_map.json": _to_json(_SPECIAL_TOKENS_MAP),
     "README.md": model_card,
-  }
+  } | {name: _to_json(value) for name, value in (extra_files or {}).items()}
   output_dir = epath.Path(output_dir)
-  check_replaceable(output_dir, {*files, WEIGHTS_FILE})
+  names = {name.split("/")[0] for name in files}
+  check_replaceable(output_dir, {*names, WEIGHTS_FILE})
 
   unfinished = output_dir.parent / f"{output_dir.name}.unfinished"
   if unfinished.exists():
     unfinished.rmtree()
   unfinished.mkdir(parents=True)
   for name, text in files.items():
+    (unfinished / name).parent.mkdir(exist_ok=True)
     (unfinished / name).write_text(text)
   (unfinished / WEIGHTS_FILE).write_bytes(
     safetensors.numpy.save(tensors, metadata={"format": "pt"})

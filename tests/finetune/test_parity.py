@@ -308,7 +308,7 @@ def test_dropout_falls_on_the_vector_before_the_classifier(tmp_path):
   _, model, params = _load(tmp_path, "classification")
   batch = _batch("classification")
   config = dataclasses.replace(model.bert_config, hidden_dropout_prob=0.5)
-  module = model.kind.model(config, 3)
+  module = model.kind.model(config, 3, model.config.task)
   calm = _apply(module, params, batch)
   keys = jax.random.split(jax.random.key(0), 2)
   first, second = (_apply(module, params, batch, key) for key in keys)
