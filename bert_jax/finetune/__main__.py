@@ -109,8 +109,9 @@ def copy_model(folder, output):
   names = {path.name for path in folder.iterdir()}
   hf.check_replaceable(output, names)
   with paths.replaced_folder(output, hf.CONFIG_FILE) as unfinished:
-    for name in names:
-      paths.copy_file(folder / name, unfinished / name)
+    for path in folder.rglob("*"):
+      if not path.is_dir():
+        paths.copy_file(path, unfinished / path.relative_to(folder))
   print(f"finetune: the model is also in {output}")
 
 

@@ -83,7 +83,8 @@ def create_fine_tuning(config, source):
   check_libraries()
   found, head = model_lib.load_init(source, config)
   kind = KINDS[config.task.kind]
-  train_rows = kind.read_rows(config.data.train, config, labelled=True)
+  read = kind.read_training_rows or kind.read_rows
+  train_rows = read(config.data.train, config, labelled=True)
   dev_rows = kind.read_rows(config.data.dev, config, labelled=True)
   labels = _label_names(config, kind, train_rows)
   model = model_lib.create_task_model(config, found, head, labels)
@@ -92,8 +93,9 @@ def create_fine_tuning(config, source):
   train = model_lib.encode(model, train_rows, labelled=True)
   dev = model_lib.encode(model, dev_rows, labelled=True)
   print(
-    f"data: {len(train_rows):,} rows to train on ({len(train):,} sequences of "
-    f"{train.max_seq_length}), {len(dev_rows):,} held out"
+    f"data: {len(train_rows):,} rows to train on ({len(train):,} sequences, "
+    f"padded to {' or '.join(map(str, train.lengths))} tokens), "
+    f"{len(dev_rows):,} held out"
   )
   weights = model.pretrained.params if config.pretrained else {}
   return FineTuning(
@@ -124,15 +126,8 @@ def _label_names(config, kind, rows):
 
 def _metric_names(model, dev, dev_rows):
   """Returns the task's metrics, the one that chooses first."""
-  shapes = jax.eval_shape(
-    lambda: model_lib.init_params(model.module, jax.random.key(0))
-  )
-  logits = jax.eval_shape(
-    lambda params, inputs: model_lib.apply(model.module, params, inputs, None),
-    shapes,
-    {name: jnp.asarray(array[:1]) for name, array in dev.arrays.items()},
-  )[0]
-  nothing = np.zeros((len(dev), *logits.shape[1:]), np.float32)
+  shape = model_lib.abstract_logits(model, dev).shape
+  nothing = np.zeros((len(dev), *shape[1:]), np.float32)
   predictions = model_lib.decode(model, nothing, dev_rows, dev)
   names = tuple(model.kind.score(predictions, dev_rows, model.labels))
   chosen = model.config.task.metric or names[0]
@@ -304,8 +299,11 @@ def create_objective(model):
 
 def _create_stage(run, workdir, state):
   config, mesh = run.config, run.model.mesh
-  batch_size, length = config.train.batch_size, run.train.max_seq_length
-  examples = TrainingExamples(run.train, config.seed)
+  batch_size = config.train.batch_size
+  examples = TrainingExamples(run.train, config.seed, batch_size, run.num_steps)
+  slots = examples.slots()
+  mean_slots = float(np.mean(slots))
+  texts = run.train.arrays["length"].size // len(run.train)
 
   def batches(step):
     rows = rows_lib.local_rows(mesh, batch_size)
@@ -315,9 +313,12 @@ def _create_stage(run, workdir, state):
     name="finetune",
     end=run.num_steps,
     batch_size=batch_size,
-    max_seq_length=length,
+    max_seq_length=mean_slots,
     flops_per_step=flops.count_train_flops(
-      run.model.bert_config, batch_size, length, max_predictions=0
+      run.model.bert_config,
+      texts * batch_size,
+      mean_slots,
+      max_predictions=0,
     ),
     train_step=step_lib.make_train_step(
       config,
@@ -327,17 +328,26 @@ def _create_stage(run, workdir, state):
       mesh,
       state,
     ),
-    abstract_batch={
-      name: jax.ShapeDtypeStruct(
-        (batch_size, *array.shape[1:]),
-        array.dtype,
-        sharding=rows_lib.batch_sharding(mesh),
-      )
-      for name, array in run.train.arrays.items()
-    },
+    abstract_batches=[
+      _abstract_batch(run, slots) for slots in sorted(set(slots))[::-1]
+    ],
     iterate_batches=batches,
     evaluate=_make_evaluate(run, workdir, state.params),
   )
+
+
+def _abstract_batch(run, slots):
+  """Returns shapes and shardings of a batch of so many slots a text."""
+  features = run.train
+  sharding = rows_lib.batch_sharding(run.model.mesh)
+
+  def rows(name, array):
+    shape = (run.config.train.batch_size, *array.shape[1:])
+    if name in features.per_token:
+      shape = (*shape[:-1], slots)
+    return jax.ShapeDtypeStruct(shape, array.dtype, sharding=sharding)
+
+  return {name: rows(name, array) for name, array in features.arrays.items()}
 
 
 def _make_evaluate(run, workdir, params):

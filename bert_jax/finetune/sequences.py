@@ -8,7 +8,7 @@ import numpy as np
 
 from bert_jax.errors import UserError
 from bert_jax.finetune import metrics, readers
-from bert_jax.finetune.features import Features, create_arrays
+from bert_jax.finetune.features import create_features
 from bert_jax.storage import paths
 
 
@@ -44,7 +44,7 @@ def read_rows(source, config, labelled):
   data = config.data
   columns = [column for column in (data.text_a, data.text_b) if column]
   label_of = LABELS[config.task.kind]
-  if not labelled and not data.format and source.endswith(".txt"):
+  if data.format == "lines" and not labelled:
     lines = readers.read_lines(source)
     return [_line_row(where, line, len(columns)) for where, line in lines]
   records = readers.read_records(source, data.format, data.header)
@@ -148,11 +148,11 @@ def encode(rows, tokenizer, config):
   texts = [row.texts if len(row.texts) == 2 else row.texts[0] for row in rows]
   encodings = tokenizer.encode_batch(texts)
   tokenizer.no_truncation()
-  arrays = create_arrays(
+  return create_features(
     [encoding.ids for encoding in encodings],
+    config.data,
     np.array([sum(encoding.type_ids) for encoding in encodings]),
   )
-  return Features(arrays, np.arange(len(rows)), [None] * len(rows))
 
 
 def class_labels(rows, features, names):
@@ -191,6 +191,28 @@ def find_label(label, names, row):
       "the labels of the training data (name all of them in "
       "--config.data.labels)"
     ) from None
+
+
+def has_known_labels(rows, names):
+  """Tells whether every row has a label among the model's.
+
+  Files of GLUE say -1 where a label is kept secret.
+  """
+  return all(row.label is not None and row.label in names for row in rows)
+
+
+def has_known_label_sets(rows, names):
+  """The same of rows with several labels."""
+  return all(
+    row.label is not None and set(row.label) <= set(names) for row in rows
+  )
+
+
+def has_numbers(rows, names):
+  """Tells whether every row has a number, and not all of them -1."""
+  del names
+  found = {row.label for row in rows}
+  return None not in found and found != {-1.0}
 
 
 def decode_classes(logits, rows, features, names, config):

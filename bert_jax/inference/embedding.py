@@ -19,12 +19,17 @@ from bert_jax.inference.embeddings_file import (
   Embedded,
   save_embeddings,
 )
+from bert_jax.inference.sentence_folder import (
+  SentenceFolder,
+  load_sentence_folder,
+)
+from bert_jax.model import pooling as pooling_lib
 from bert_jax.model.bert import BertModel, segment_inputs
 from bert_jax.sharding import mesh as mesh_lib
 from bert_jax.sharding import rows as rows_lib
 from bert_jax.weights.pretrained import load_init, print_report
 
-POOLINGS = ("mean", "cls", "tokens")
+POOLINGS = (*pooling_lib.POOLINGS, "tokens")
 # "last4" is the best of the paper's table 7, in the order of its code.
 LAYERS = {"last": (-1,), "last4": (-1, -2, -3, -4)}
 # Rows are sorted by length within so many batches or bytes of vectors.
@@ -100,7 +105,8 @@ def create_embedder(pretrained, layers, pooling, max_length, batch_size):
   Args:
     pretrained: `Pretrained`.
     layers: as `parse_layers` takes it.
-    pooling: one of `POOLINGS`.
+    pooling: one of `POOLINGS`, or None for that of a folder of
+      sentence-transformers, and else mean.
     max_length: longest row in tokens, or None for the model's.
     batch_size: rows of a batch, rounded up to a multiple of the devices.
 
@@ -116,7 +122,11 @@ def create_embedder(pretrained, layers, pooling, max_length, batch_size):
       f"{pretrained.source} has no vocabulary; expected a vocab.txt"
     )
   chosen = parse_layers(layers, config.num_hidden_layers)
-  max_length = pretrained.max_length if max_length is None else max_length
+  folder = None if pooling else load_sentence_folder(pretrained.source)
+  if folder is None:
+    folder = SentenceFolder(pooling or "mean", None, normalize=False)
+  if max_length is None:
+    max_length = folder.max_length or pretrained.max_length
   if not 4 <= max_length <= config.max_position_embeddings:
     raise UserError(
       f"--max_length={max_length}; expected 4 to "
@@ -132,12 +142,12 @@ def create_embedder(pretrained, layers, pooling, max_length, batch_size):
     max_length=max_length,
     batch_size=-(-batch_size // mesh.size) * mesh.size,
     width=len(chosen) * config.hidden_size,
-    pooling=pooling,
-    step=_make_step(mesh, config, pretrained.params["bert"], chosen, pooling),
+    pooling=folder.pooling,
+    step=_make_step(mesh, config, pretrained.params["bert"], chosen, folder),
   )
 
 
-def _make_step(mesh, config, params, layers, pooling):
+def _make_step(mesh, config, params, layers, folder):
   whole = NamedSharding(mesh, PartitionSpec())
   rows = rows_lib.batch_sharding(mesh)
   body = {k: v for k, v in params.items() if k != "pooler"}
@@ -149,11 +159,10 @@ def _make_step(mesh, config, params, layers, pooling):
       {"params": params}, input_ids, types, mask, deterministic=True
     )
     x = jnp.concatenate([hidden_states[layer] for layer in layers], axis=-1)
-    if pooling == "cls":
-      return x[:, 0]
-    if pooling == "mean":
-      total = jnp.where(mask[:, :, None], x, 0).sum(1)
-      return total / length[:, None]
+    if folder.pooling != "tokens":
+      x = pooling_lib.pool(x, mask, folder.pooling)
+    if folder.normalize:
+      x = x / jnp.linalg.norm(x, axis=-1, keepdims=True)
     return x
 
   jitted = jax.jit(
@@ -269,7 +278,7 @@ def embed_file(
     output_path: file to write; its ending says the format.
     text_key: key of the text in .jsonl.
     layers: as `parse_layers` takes it.
-    pooling: one of `POOLINGS`.
+    pooling: see `create_embedder`.
     max_length: longest row in tokens, or None for the model's.
     batch_size: rows at a time, over all devices.
 
@@ -297,6 +306,7 @@ def embed_file(
   num_rows = save_embeddings(output_path, embedded(), pretrained.vocab)
   print(
     f"embed: {num_rows:,} rows ({num_cut:,} cut at {embedder.max_length} "
-    f"tokens) as vectors of {embedder.width} ({pooling} of layers {layers}) "
+    f"tokens) as vectors of {embedder.width} ({embedder.pooling} of layers "
+    f"{layers}) "
     f"are in {output_path}"
   )

@@ -249,7 +249,7 @@ def _create_stage(run, name, begin, end, state):
       phase.max_predictions,
     ),
     train_step=objective.make_train_step(run, name, state),
-    abstract_batch=run_lib.abstract_batch(run, name),
+    abstract_batches=[run_lib.abstract_batch(run, name)],
     iterate_batches=batches,
     evaluate=make_evaluate(run, name, state.params),
   )

@@ -8,6 +8,7 @@ step, so that nothing waits for a compiler, or fails in it, hours later.
 import concurrent.futures
 import dataclasses
 import datetime
+import itertools
 import time
 from collections.abc import Callable
 
@@ -37,10 +38,11 @@ class Stage:
     name: such as "phase1".
     end: the step with which it ends, counted over all stages.
     batch_size: sequences a step, over all devices.
-    max_seq_length: slots a sequence.
-    flops_per_step: model FLOPs, over all devices.
+    max_seq_length: slots a sequence; the mean where batches differ.
+    flops_per_step: model FLOPs, over all devices; the mean likewise.
     train_step: jitted (state, batch) -> (state, metrics); see `step.py`.
-    abstract_batch: dict of `ShapeDtypeStruct` with shardings.
+    abstract_batches: list of dicts of `ShapeDtypeStruct` with shardings: the
+      shapes that a batch may have, the largest first.
     iterate_batches: function of the steps done so far to an iterator over the
       rows that this process feeds, dicts of numpy arrays, to the stage's end.
     evaluate: function of params to a dict of floats.
@@ -52,7 +54,7 @@ class Stage:
   max_seq_length: int
   flops_per_step: float
   train_step: Callable
-  abstract_batch: dict
+  abstract_batches: list
   iterate_batches: Callable
   evaluate: Callable
 
@@ -101,15 +103,16 @@ def train(loop, stages, state):
   programs = compile_stages(stages, state)
   names = " and ".join(stage.name for stage in stages)
   print(f"train: compiled {names} in {time.monotonic() - started:.1f} s")
-  for stage, program in zip(stages, programs, strict=True):
-    print(_figures(stage, program, state))
+  for stage, of_stage in zip(stages, programs, strict=True):
+    print(_figures(stage, of_stage[0], state))
   # Those that are done first must not give up on the others, as the CPU's
   # collectives do after half a minute.
   loop.hosts.gather(None)
   stopping = make_stopping(loop.hosts)
-  for stage, program in zip(stages, programs, strict=True):
+  for stage, of_stage in zip(stages, programs, strict=True):
+    train_step = _choose_by_shape(stage, of_stage)
     state, stopped_by = _train_stage(
-      loop, stage, program, stages[-1].end, state, stopping
+      loop, stage, train_step, stages[-1].end, state, stopping
     )
     if stopped_by:
       return state, stopped_by
@@ -124,14 +127,34 @@ def compile_stages(stages, state):
     state: `TrainState` of arrays, or of shapes with shardings.
 
   Returns:
-    list of compiled programs, each (state, batch) -> (state, metrics).
+    a list for each stage: compiled programs, each (state, batch) -> (state,
+    metrics), one for each of its `abstract_batches`.
   """
   # Tracing is Python and takes turns; compiling is not and does not.
   lowered = [
-    stage.train_step.lower(state, stage.abstract_batch) for stage in stages
+    stage.train_step.lower(state, batch)
+    for stage in stages
+    for batch in stage.abstract_batches
   ]
-  with concurrent.futures.ThreadPoolExecutor(len(stages)) as threads:
-    return list(threads.map(compiler_options.compile_step, lowered))
+  with concurrent.futures.ThreadPoolExecutor(len(lowered)) as threads:
+    programs = iter(list(threads.map(compiler_options.compile_step, lowered)))
+  return [
+    list(itertools.islice(programs, len(stage.abstract_batches)))
+    for stage in stages
+  ]
+
+
+def _choose_by_shape(stage, programs):
+  """Returns the train step that runs the program of its batch's shapes."""
+  by_shape = {
+    _shapes(batch): program
+    for batch, program in zip(stage.abstract_batches, programs, strict=True)
+  }
+  return lambda state, batch: by_shape[_shapes(batch)](state, batch)
+
+
+def _shapes(batch):
+  return tuple((name, batch[name].shape) for name in sorted(batch))
 
 
 def _figures(stage, program, state):
@@ -141,7 +164,7 @@ def _figures(stage, program, state):
   )
   made = memory.count_made_bytes(program, jax.default_backend())
   line = (
-    f"{stage.name}: {stage.batch_size:,} x {stage.max_seq_length}, "
+    f"{stage.name}: {stage.batch_size:,} x {stage.max_seq_length:.4g}, "
     f"{stage.flops_per_step / 1e12:.4g} model TFLOPs a step; GB a device: "
     f"parameters {params_bytes / 1e9:.3f}, optimizer {opt_bytes / 1e9:.3f}, "
     f"activations and temporaries {made / 1e9:.3f}"
@@ -164,7 +187,7 @@ def _train_stage(loop, stage, train_step, num_steps, state, stopping):
   Args:
     loop: `Loop`.
     stage: `Stage`.
-    train_step: its compiled program.
+    train_step: function (state, batch) -> (state, metrics), compiled.
     num_steps: steps of all stages.
     state: `TrainState`, its step within the stage.
     stopping: see `stopping.make_stopping`.
@@ -213,7 +236,7 @@ def take_step(train_step, state, batches, mesh, clock):
   """Fetches a batch and trains on it.
 
   Args:
-    train_step: compiled program of a stage.
+    train_step: function (state, batch) -> (state, metrics), compiled.
     state: `TrainState`; it is donated.
     batches: iterator of this process' rows.
     mesh: `jax.sharding.Mesh`.

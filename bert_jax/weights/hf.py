@@ -183,6 +183,7 @@ def save_pretrained(
   model_card,
   max_length,
   settings=None,
+  extra_files=None,
 ):
   """Writes a folder that `from_pretrained` of transformers loads.
 
@@ -199,6 +200,8 @@ def save_pretrained(
     model_card: text of README.md.
     max_length: longest sequence the tokenizer lets through, in tokens.
     settings: dict of what config.json says besides, such as id2label.
+    extra_files: dict of name, such as "1_Pooling/config.json", to an object
+      that the file holds as JSON.
 
   Raises:
     UserError: the vocabulary and the model differ in size, or `output_dir`
@@ -221,9 +224,10 @@ def save_pretrained(
     ),
     "special_tokens_map.json": _to_json(_SPECIAL_TOKENS_MAP),
     "README.md": model_card,
-  }
+  } | {name: _to_json(value) for name, value in (extra_files or {}).items()}
   output_dir = paths.as_path(output_dir)
-  check_replaceable(output_dir, {*files, WEIGHTS_FILE})
+  names = {name.split("/")[0] for name in files}
+  check_replaceable(output_dir, {*names, WEIGHTS_FILE})
   files[WEIGHTS_FILE] = safetensors.numpy.save(tensors, {"format": "pt"})
   with paths.replaced_folder(output_dir, CONFIG_FILE) as folder:
     for name, content in files.items():
