@@ -12,6 +12,11 @@ import pytest
 MOST_SECONDS = 10
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Most programs of tests run once or twice: what LLVM would save there it costs
+# many times over in compilation.
+os.environ["XLA_FLAGS"] = (
+  f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+)
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 16)
 jax.config.update("jax_numpy_rank_promotion", "raise")
