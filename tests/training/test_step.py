@@ -163,7 +163,7 @@ def test_gradients_are_the_same_on_every_mesh(mesh_sizes):
 
 def _pretend_tpus(monkeypatch):
   """Makes the step take a TPU's way, its kernel interpreted."""
-  monkeypatch.setattr(partitioning, "is_tpu", lambda mesh: True)
+  monkeypatch.setattr(mesh_lib, "is_tpu", lambda mesh: True)
   monkeypatch.setattr(compiler_options, "TPU_OPTIONS", {})
 
   def platform():
@@ -181,6 +181,7 @@ def _pretend_tpus(monkeypatch):
   "mesh_sizes, dtype, tolerance",
   [
     ((1, 2, 2), "float32", 1e-5),
+    ((2, 1, 2), "float32", 1e-5),
     ((4, 1, 1), "bfloat16", 5e-3),
   ],
 )
@@ -217,9 +218,10 @@ def test_gradients_of_many_micro_batches_add_up_in_float32():
     make_inputs=None,
     loss_weights=lambda inputs: {"loss": jnp.float32(1)},
     sums=lambda params, inputs, key: {
-      "loss": ((params * inputs).astype(jnp.float32).sum(), jnp.float32(1))
+      "loss": ((params[None] * inputs).astype("float32").sum(), jnp.float32(1))
     },
     dtype="bfloat16",
+    head_size=1,
   )
   grads, sums = step_lib._accumulate_gradients(
     objective,
