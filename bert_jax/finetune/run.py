@@ -294,6 +294,7 @@ def create_objective(model):
     loss_weights=lambda inputs: {"loss": losses.weight(inputs["labels"])},
     sums=sums,
     dtype=model.bert_config.dtype,
+    head_size=model.bert_config.head_size,
   )
 
 

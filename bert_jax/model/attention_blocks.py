@@ -12,9 +12,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-# A block's last dimension comes in multiples of it, or is the whole array's;
-# a matrix product over less of it takes as long.
-LANES = 128
+from bert_jax.sharding.packing import LANES, unit_size
+
 # Scores of all heads of a block, at most: fewer blocks cost fewer starts, and
 # more scores in a block more compilation and vector memory.
 _MAX_BLOCK_SCORES = 2**19
@@ -23,9 +22,9 @@ _COLUMN = 256
 
 
 def cut(shape, num_heads):
-  """Chooses blocks of heads and queries for arrays `shape` [B, L, D]."""
+  """Chooses blocks of heads and queries for an array `shape` [B, L, 3 D]."""
   rows, length, width = shape
-  head_size = width // num_heads
+  head_size = width // (3 * num_heads)
   groups = [
     group
     for group in range(1, num_heads + 1)
@@ -48,17 +47,27 @@ def cut_columns(num_queries):
   return [slice(i, i + size) for i in range(0, num_queries, size)]
 
 
-def lane_groups(key, head_size):
+def lane_groups(blocks):
   """Yields a `LaneGroup` for every 128 lanes or so of a block."""
-  length, width = key.shape[1:]
+  head_size, unit = blocks.head_size, blocks.unit
   size = max(1, LANES // head_size) * head_size
-  for first in range(0, width, size):
-    lanes = slice(first, min(first + size, width))
-    heads = slice(first // head_size, lanes.stop // head_size)
-    shape = length, lanes.stop - first
-    owner = jax.lax.broadcasted_iota(jnp.int32, shape, 1) // head_size
-    owned = [owner == j for j in range(heads.stop - heads.start)]
-    yield LaneGroup(lanes, heads, owned)
+  for first in range(0, blocks.group * head_size, unit):
+    for begin in range(0, unit, size):
+      end = min(begin + size, unit)
+      owner = jax.lax.broadcasted_iota(
+        jnp.int32, (blocks.length, end - begin), 1
+      )
+      yield LaneGroup(
+        *[
+          slice(3 * first + i * unit + begin, 3 * first + i * unit + end)
+          for i in range(3)
+        ],
+        result=slice(first + begin, first + end),
+        heads=slice((first + begin) // head_size, (first + end) // head_size),
+        owned=[
+          owner // head_size == j for j in range((end - begin) // head_size)
+        ],
+      )
 
 
 def stack(x, group):
@@ -80,12 +89,18 @@ class LaneGroup:
   """J heads of a block that share the lanes of a register.
 
   Attributes:
-    lanes: slice of the block's last dimension.
+    query: slice of the lanes of a packed block.
+    key: slice of the same.
+    value: slice of the same.
+    result: slice of the lanes of a block of attention's result.
     heads: slice of the block's heads.
     owned: list of J bool [M, lanes], which lanes are a head's own.
   """
 
-  lanes: slice
+  query: slice
+  key: slice
+  value: slice
+  result: slice
   heads: slice
   owned: list
 
@@ -132,16 +147,33 @@ class Blocks:
     return scalars, scalars, mask
 
   @property
-  def queries(self):
+  def unit(self):
+    """See `packing.unit_size`."""
+    return unit_size(self.num_heads * self.head_size, self.head_size, 1)
+
+  def rows_of(self, column):
+    """Index in all positions of a column of the block's queries."""
+    if self.chunk == self.length:
+      return column
+    first = pl.multiple_of(pl.program_id(2) * self.chunk, self.chunk)
+    return pl.ds(first + column.start, column.stop - column.start)
+
+  @property
+  def packed(self):
+    """Spec of an array [B, L, 3 D] of which a block holds all positions."""
+    shape = 1, self.length, 3 * self.group * self.head_size
+    return pl.BlockSpec(shape, lambda b, g, c: (b, 0, g))
+
+  @property
+  def result(self):
     """Spec of an array [B, L, D] of which a block holds one chunk."""
     shape = 1, self.chunk, self.group * self.head_size
     return pl.BlockSpec(shape, lambda b, g, c: (b, c, g))
 
-  @property
-  def keys(self):
-    """Spec of an array [B, M, D] of which a block holds all positions."""
-    shape = 1, self.length, self.group * self.head_size
-    return pl.BlockSpec(shape, lambda b, g, c: (b, 0, g))
+  def result_shape(self, dtype):
+    """Shape of the same."""
+    shape = self.rows, self.length, self.num_heads * self.head_size
+    return jax.ShapeDtypeStruct(shape, dtype)
 
   @property
   def denominators(self):
@@ -160,5 +192,5 @@ class Blocks:
     """Scratch for the gradients of keys and values, if chunks are added up."""
     if self.chunk == self.length:
       return []
-    shape = self.length, self.group * self.head_size
-    return [pltpu.VMEM(shape, jnp.float32)] * 2
+    shape = self.length, 3 * self.group * self.head_size
+    return [pltpu.VMEM(shape, jnp.float32)]

@@ -20,6 +20,7 @@ size, J heads that share lanes.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -29,21 +30,21 @@ from jax.experimental.pallas import tpu as pltpu
 
 from bert_jax.model import attention_blocks, dropout
 from bert_jax.model.attention_blocks import stack, unstack
+from bert_jax.sharding import packing
 
 _LOWEST = jnp.finfo(jnp.float32).min
 _LOG2_E = float(np.log2(np.e))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def fused_attention(
-  query, key, value, attention_mask, words, head_numbers, rate, interpret=False
+  packed, attention_mask, words, head_numbers, rate, interpret=False
 ):
   """Computes dot-product attention on one device.
 
   Args:
-    query: float [B, L, D]; the rows and heads of this device.
-    key: float [B, L, D].
-    value: float [B, L, D].
+    packed: float [B, L, 3 D]; query, key and value of the rows and heads of
+      this device, see `packing.interleave`.
     attention_mask: bool [B, L]; False marks padding, which nobody reads.
     words: int32 [2, B], see `dropout.draw_words`; unused at rate 0.
     head_numbers: int32 [N], the numbers of these heads in the whole model,
@@ -52,59 +53,50 @@ def fused_attention(
     interpret: if True, the kernel runs as plain operations on any device.
 
   Returns:
-    float [B, L, D], same dtype as `value`.
+    float [B, L, D], same dtype as `packed`.
   """
-  args = query, key, value, attention_mask, words, head_numbers
+  args = packed, attention_mask, words, head_numbers
   return _forward(*args, rate, interpret)[0]
 
 
-def _forward(
-  query, key, value, attention_mask, words, head_numbers, rate, interpret
-):
-  blocks = attention_blocks.cut(query.shape, len(head_numbers))
-  shared = words, head_numbers, _mask_rows(attention_mask)
+def _forward(packed, attention_mask, words, head_numbers, rate, interpret):
+  blocks = attention_blocks.cut(packed.shape, len(head_numbers))
   out, denominators = _call(
     _forward_kernel,
     blocks,
     rate,
     interpret,
-    inputs=(*shared, query, key, value),
-    in_specs=[*blocks.shared, blocks.queries, blocks.keys, blocks.keys],
-    out_shape=[value, blocks.denominators_shape],
-    out_specs=[blocks.queries, blocks.denominators],
+    inputs=(words, head_numbers, _mask_rows(attention_mask), packed),
+    in_specs=[*blocks.shared, blocks.packed],
+    out_shape=[blocks.result_shape(packed.dtype), blocks.denominators_shape],
+    out_specs=[blocks.result, blocks.denominators],
     products=2,
   )
-  residuals = query, key, value, attention_mask, words, head_numbers
-  return out, (*residuals, denominators)
+  return out, (packed, attention_mask, words, head_numbers, denominators)
 
 
 def _backward(rate, interpret, residuals, grad):
-  query, key, value, attention_mask, words, head_numbers, denominators = (
-    residuals
-  )
-  blocks = attention_blocks.cut(query.shape, len(head_numbers))
+  packed, attention_mask, words, head_numbers, denominators = residuals
+  blocks = attention_blocks.cut(packed.shape, len(head_numbers))
   shared = words, head_numbers, _mask_rows(attention_mask)
-  queries, keys = blocks.queries, blocks.keys
-  grads = _call(
+  (packed_grad,) = _call(
     _backward_kernel,
     blocks,
     rate,
     interpret,
-    inputs=(*shared, query, key, value, grad, denominators),
+    inputs=(*shared, packed, grad, denominators),
     in_specs=[
       *blocks.shared,
-      queries,
-      keys,
-      keys,
-      queries,
+      blocks.packed,
+      blocks.result,
       blocks.denominators,
     ],
-    out_shape=[query, key, value],
-    out_specs=[queries, keys, keys],
+    out_shape=[packed],
+    out_specs=[blocks.packed],
     scratch_shapes=blocks.totals,
     products=5,
   )
-  return *grads, None, None, None
+  return packed_grad, None, None, None
 
 
 fused_attention.defvjp(_forward, _backward)
@@ -141,9 +133,9 @@ def _call(
   Returns:
     list of arrays.
   """
-  lanes = max(blocks.head_size, attention_blocks.LANES)
+  lanes = max(blocks.head_size, packing.LANES)
   return pl.pallas_call(
-    functools.partial(kernel, head_size=blocks.head_size, rate=rate),
+    functools.partial(kernel, blocks=blocks, rate=rate),
     out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in out_shape],
     grid=blocks.grid,
     in_specs=in_specs,
@@ -158,29 +150,23 @@ def _call(
       bytes_accessed=sum(x.size * x.dtype.itemsize for x in inputs[3:])
       + sum(x.size * x.dtype.itemsize for x in out_shape),
     ),
+    # For whoever counts the instructions of one step.
+    metadata={"grid_steps": str(math.prod(blocks.grid))},
     interpret=interpret,
   )(*inputs)
 
 
 def _forward_kernel(
-  words,
-  head_numbers,
-  mask,
-  query,
-  key,
-  value,
-  out,
-  denominators,
-  *,
-  head_size,
-  rate,
+  words, head_numbers, mask, packed, out, denominators, *, blocks, rate
 ):
-  visible = _column(mask[0], query.shape[1])
-  drop = _make_drop(words, head_numbers, query, key, head_size, rate)
-  for group in attention_blocks.lane_groups(key, head_size):
-    q, values = query[0, :, group.lanes], value[0, :, group.lanes].T
-    keys = stack(key[0, :, group.lanes], group)
-    scores = _scores(keys, q, visible, head_size)
+  column = slice(0, blocks.chunk)
+  visible = _column(mask[0], blocks.chunk)
+  drop = _make_drop(words, head_numbers, blocks, column, rate)
+  for group in attention_blocks.lane_groups(blocks):
+    q = packed[0, blocks.rows_of(column), group.query]
+    values = packed[0, :, group.value].T
+    keys = stack(packed[0, :, group.key], group)
+    scores = _scores(keys, q, visible, blocks.head_size)
     highest = jnp.max(scores, axis=1, keepdims=True)
     odds = jnp.exp2(scores - highest)
     total = jnp.sum(odds, axis=1, keepdims=True)
@@ -191,39 +177,35 @@ def _forward_kernel(
       _dot(part, kept[j], 1, 0) * scale[j]
       for j, part in enumerate(jnp.split(values, len(kept)))
     ]
-    out[0, :, group.lanes] = jnp.concatenate(outs).astype(out.dtype).T
+    out[0, :, group.result] = jnp.concatenate(outs).astype(out.dtype).T
 
 
 def _backward_kernel(
   words,
   head_numbers,
   mask,
-  query,
-  key,
-  value,
+  packed,
   grad,
   denominators,
-  query_grad,
-  key_grad,
-  value_grad,
+  packed_grad,
   *totals,
-  head_size,
+  blocks,
   rate,
 ):
-  scale = head_size**-0.5 / (1 - rate)
-  columns = attention_blocks.cut_columns(query.shape[1])
+  scale = blocks.head_size**-0.5 / (1 - rate)
+  columns = attention_blocks.cut_columns(blocks.chunk)
   visible = _column(mask[0], columns[0].stop)
   drops = [
-    _make_drop(words, head_numbers, query, key, head_size, rate, column)
-    for column in columns
+    _make_drop(words, head_numbers, blocks, column, rate) for column in columns
   ]
-  for group in attention_blocks.lane_groups(key, head_size):
-    k, v = key[0, :, group.lanes], value[0, :, group.lanes]
-    keys, values = stack(k, group), stack(v, group)
+  for group in attention_blocks.lane_groups(blocks):
+    k = packed[0, :, group.key]
+    keys, values = stack(k, group), stack(packed[0, :, group.value], group)
     key_sum, value_sum = 0.0, 0.0
     for column, drop in zip(columns, drops, strict=True):
-      q, g = query[0, column, group.lanes], grad[0, column, group.lanes]
-      scores = _scores(keys, q, visible, head_size)
+      rows = blocks.rows_of(column)
+      q, g = packed[0, rows, group.query], grad[0, column, group.result]
+      scores = _scores(keys, q, visible, blocks.head_size)
       probs = jnp.exp2(
         scores - denominators[0, 0, group.heads, column][:, None]
       )
@@ -235,13 +217,14 @@ def _backward_kernel(
         _dot(part, scores_grad[j], 1, 0)
         for j, part in enumerate(jnp.split(k.T, len(kept)))
       ]
-      query_grad[0, column, group.lanes] = (
+      packed_grad[0, rows, group.query] = (
         (jnp.concatenate(query_grads) * scale).astype(q.dtype).T
       )
       key_sum += _unstacked_dot(scores_grad, q, group)
       value_sum += _unstacked_dot(kept, g, group)
-    _write_sum(key_grad, group.lanes, key_sum * scale, totals[:1])
-    _write_sum(value_grad, group.lanes, value_sum / (1 - rate), totals[1:])
+    sums = (group.key, key_sum * scale), (group.value, value_sum / (1 - rate))
+    for lanes, part in sums:
+      _write_sum(packed_grad, lanes, part, totals)
 
 
 def _column(row, width):
@@ -255,10 +238,15 @@ def _scores(keys, query, visible, head_size):
   return jnp.where(visible, scores.reshape(-1, *visible.shape), _LOWEST)
 
 
-def _make_drop(
-  words, head_numbers, query, key, head_size, rate, column=slice(None)
-):
+def _make_drop(words, head_numbers, blocks, column, rate):
   """Builds the dropout of a column of a block's queries.
+
+  Args:
+    words: reference, see `fused_attention`, as is the next.
+    head_numbers: reference.
+    blocks: `attention_blocks.Blocks`.
+    column: slice of the block's queries.
+    rate: see `fused_attention`.
 
   Returns:
     Function of a `LaneGroup` and arrays [J, M, L] to a list of the same with
@@ -266,15 +254,14 @@ def _make_drop(
   """
   if rate == 0:
     return lambda group, *arrays: arrays
-  (length, width), chunk = key.shape[1:], query.shape[1]
-  first_query, end, _ = column.indices(chunk)
-  num_heads = width // head_size
-  row, block = pl.program_id(0), pl.program_id(1)
+  row, first_head = pl.program_id(0), pl.program_id(1) * blocks.group
   iota = functools.partial(
-    jax.lax.broadcasted_iota, jnp.int32, (length, end - first_query)
+    jax.lax.broadcasted_iota,
+    jnp.int32,
+    (blocks.length, column.stop - column.start),
   )
-  queries = iota(1) + (pl.program_id(2) * chunk + first_query)
-  place = dropout.attention_place(queries, iota(0), length)
+  queries = iota(1) + (pl.program_id(2) * blocks.chunk + column.start)
+  place = dropout.attention_place(queries, iota(0), blocks.length)
   hashed = dropout.hash_first(place, words[0, row])
 
   def draw_bits(head):
@@ -283,10 +270,10 @@ def _make_drop(
 
   def drop(group, *arrays):
     # Then heads 2i and 2i + 1 of the model, which share bits, are j and j + 1.
-    in_pairs = num_heads % 2 == 0 and len(group.owned) % 2 == 0
+    in_pairs = blocks.group % 2 == 0 and len(group.owned) % 2 == 0
     kept = []
     for j, xs in enumerate(zip(*arrays, strict=True)):
-      head = head_numbers[block * num_heads + group.heads.start + j]
+      head = head_numbers[first_head + group.heads.start + j]
       if not in_pairs or j % 2 == 0:
         bits = draw_bits(head)
       own = dropout.own_half(bits, j if in_pairs else head)
@@ -307,11 +294,11 @@ def _write_sum(out, lanes, part, totals):
   """Writes what all chunks of queries so far add up to.
 
   Args:
-    out: reference [1, M, D of the block].
-    lanes: slice of D.
+    out: reference [1, M, 3 D of the block].
+    lanes: slice of 3 D.
     part: float32 [M, lanes], of this chunk.
-    totals: float32 reference [M, D of the block] in a tuple, or () where there
-      is one chunk.
+    totals: float32 reference [M, 3 D of the block] in a tuple, or () where
+      there is one chunk.
   """
   for total in totals:
     before = jnp.where(pl.program_id(2) == 0, 0.0, total[:, lanes])

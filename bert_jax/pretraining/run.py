@@ -122,14 +122,29 @@ def create_mesh(config, devices=None):
   Raises:
     UserError: the mesh or a batch does not fit the devices.
   """
-  mesh = mesh_lib.create_mesh(config.mesh, devices)
+  devices = jax.devices() if devices is None else devices
+  check_mesh(config, len(devices))
+  return mesh_lib.create_mesh(config.mesh, devices)
+
+
+def check_mesh(config, num_devices):
+  """Checks that a run fits so many devices, of which none need be there.
+
+  Args:
+    config: validated settings.
+    num_devices: int.
+
+  Raises:
+    UserError: the mesh or a batch does not fit the devices.
+  """
+  sizes = mesh_lib.mesh_sizes(config.mesh, num_devices)
+  mesh = jax.sharding.AbstractMesh(tuple(sizes), mesh_lib.MESH_AXES)
   mesh_lib.check_heads(mesh, config.model.num_attention_heads)
   for name in PHASES:
     phase = config[name]
     if phase.num_steps:
       rows = phase.batch_size // config.optimizer.grad_accumulation
       rows_lib.check_batch_size(mesh, f"{name}.batch_size", rows)
-  return mesh
 
 
 def create_state(run):

@@ -35,12 +35,14 @@ class Objective:
     sums: function (params, inputs, dropout key or None) -> dict of (sum,
       weight): the losses, and whatever else is reported.
     dtype: of the layers' arithmetic.
+    head_size: of attention's heads.
   """
 
   make_inputs: Callable
   loss_weights: Callable
   sums: Callable
   dtype: str
+  head_size: int
 
 
 def make_train_step(config, objective, optimizer, schedule, mesh, state):
@@ -59,7 +61,7 @@ def make_train_step(config, objective, optimizer, schedule, mesh, state):
     holds the rows, `metrics` is a dict of float32 scalars.
   """
   weights_of, share_gradients = collectives.make_gather_and_scatter(
-    mesh, state.params, objective.dtype
+    mesh, state.params, objective.dtype, objective.head_size
   )
   global_norm = collectives.make_global_norm(mesh, state.params)
 

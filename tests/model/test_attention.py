@@ -13,6 +13,7 @@ from bert_jax.model import (
   attention_tpu,
   dropout,
 )
+from bert_jax.sharding import packing
 from tests.closeness import OTHER_LIBRARY, REORDERED, assert_close
 
 ROWS, HEADS = 3, 4
@@ -28,8 +29,11 @@ def _inputs(length, head_size, dtype):
 
 
 def _fused(query, key, value, mask, words, heads, rate):
+  width = query.shape[-1]
+  unit = packing.unit_size(width, width // len(heads), 1)
+  packed = packing.interleave((query, key, value), unit)
   return attention_tpu.fused_attention(
-    query, key, value, mask, words, heads, rate, interpret=True
+    packed, mask, words, heads, rate, interpret=True
   )
 
 
@@ -107,7 +111,8 @@ def test_queries_in_chunks_compute_what_they_do_at_once(monkeypatch):
 
   at_once = run()
   monkeypatch.setattr(attention_blocks, "_MAX_BLOCK_SCORES", 2**18)
-  assert attention_blocks.cut(query.shape, HEADS).chunk == 128
+  shape = ROWS, 512, 3 * HEADS * 16
+  assert attention_blocks.cut(shape, HEADS).chunk == 128
   for a, b in zip(at_once, run(), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
@@ -167,5 +172,5 @@ def test_the_kernel_drops_its_share():
 def test_blocks_fill_the_lanes(
   length, heads, head_size, heads_a_block, queries_a_block
 ):
-  blocks = attention_blocks.cut((16, length, heads * head_size), heads)
+  blocks = attention_blocks.cut((16, length, 3 * heads * head_size), heads)
   assert (blocks.group, blocks.chunk) == (heads_a_block, queries_a_block)

@@ -177,6 +177,7 @@ def _pretend_tpus(monkeypatch):
   "mesh_sizes, dtype, tolerance",
   [
     ((1, 2, 2), "float32", 1e-5),
+    ((2, 1, 2), "float32", 1e-5),
     ((4, 1, 1), "bfloat16", 5e-3),
   ],
 )
@@ -214,9 +215,10 @@ def test_gradients_of_many_micro_batches_add_up_in_float32():
     make_inputs=None,
     loss_weights=lambda inputs: {"loss": jnp.float32(1)},
     sums=lambda params, inputs, key: {
-      "loss": ((params * inputs).astype(jnp.float32).sum(), jnp.float32(1))
+      "loss": ((params[None] * inputs).astype("float32").sum(), jnp.float32(1))
     },
     dtype="bfloat16",
+    head_size=1,
   )
   grads, sums = step_lib._accumulate_gradients(
     objective,
