@@ -193,7 +193,7 @@ def move_folder(source, target, marker):
   # A bucket has no rename: a kill between two copies must lose nothing.
   client = _client()
   names = client.find(os.fspath(source))
-  root = client._strip_protocol(os.fspath(source))
+  root = os.fspath(source).removeprefix("gs://")
   client.copy(names, [f"{target}{n.removeprefix(root)}" for n in names])
   (source / marker).unlink(missing_ok=True)
   source.rmtree()

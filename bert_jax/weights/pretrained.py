@@ -25,6 +25,7 @@ from bert_jax.model.bert import BertConfig, create_bert_config, create_params
 from bert_jax.sharding import partitioning
 from bert_jax.storage import checkpoints, paths
 from bert_jax.storage import workdir as workdir_lib
+from bert_jax.storage.access import one_line_errors
 from bert_jax.weights import hf, hf_folder, tf_checkpoint
 
 # Where a workdir of fine-tuning has its best model, a Hugging Face folder.
@@ -75,9 +76,10 @@ def load_init(source, step=None):
     UserError: nothing of the kind is there, it is broken, or it is no BERT.
   """
   path = paths.as_path(source)
-  if (path / MODEL_DIR / hf.CONFIG_FILE).exists():
-    path = path / MODEL_DIR
-  is_workdir = (path / "checkpoints").is_dir()
+  with one_line_errors(path):
+    if (path / MODEL_DIR / hf.CONFIG_FILE).exists():
+      path = path / MODEL_DIR
+    is_workdir = (path / "checkpoints").is_dir()
   if step is not None and not is_workdir:
     raise UserError(
       f"--step={step} was given for {source}; expected it with a workdir only"

@@ -12,6 +12,7 @@ from bert_jax.errors import UserError
 from bert_jax.storage import checkpoints, paths, trial
 from bert_jax.storage import workdir as workdir_lib
 from bert_jax.training.train_state import TrainState
+from bert_jax.weights.pretrained import load_init
 from tests.gcs_server import faults
 from tests.gcs_server.api import LEGACY_BUCKET_READER, OBJECT_ADMIN
 
@@ -194,3 +195,9 @@ def test_a_bucket_that_is_not_there_is_told_in_one_line(gcs, use):
   with pytest.raises(UserError, match="there is no such bucket") as raised:
     use(paths.as_path("gs://nobody-has-this/run"))
   assert "\n" not in str(raised.value)
+
+
+def test_a_model_out_of_reach_is_told_in_one_line(gcs):
+  gcs.rights = ALL_RIGHTS - {"storage.objects.get", "storage.objects.list"}
+  with pytest.raises(UserError, match=r"storage\.objects\.\w+ is missing"):
+    load_init(f"{gcs.address}/model")
