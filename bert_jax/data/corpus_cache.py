@@ -9,6 +9,7 @@ not, is used where it is.
 import hashlib
 import os
 import pathlib
+import shutil
 
 from bert_jax.data import corpus as corpus_lib
 from bert_jax.errors import UserError
@@ -74,6 +75,7 @@ def fetch(directory):
   with file_lock(local / ".lock"):
     if corpus_lib.load_manifest(local) == manifest:
       return local
+    _check_free_disk(local, manifest["file_bytes"])
     print(f"corpus: copying {directory} to {local}")
     (local / "manifest.json").unlink(missing_ok=True)
     for name in corpus_lib.FILES:
@@ -82,6 +84,17 @@ def fetch(directory):
         _check(remote / name, crc, manifest["crc32"].get(name))
     corpus_lib.write_json(local / "manifest.json", manifest)
   return local
+
+
+def _check_free_disk(local, file_bytes):
+  """Raises UserError if a disk has no room for a corpus."""
+  needed, free = sum(file_bytes.values()), shutil.disk_usage(local).free
+  if needed > free:
+    raise UserError(
+      f"{local} has {free / 1e9:.1f} GB of free disk; expected "
+      f"{needed / 1e9:.1f} GB for a copy of the corpus (set XDG_CACHE_HOME to "
+      "another disk)"
+    )
 
 
 def _check(path, found, expected):

@@ -1,5 +1,7 @@
 """A corpus at an address: uploaded once, copied to each host's disk once."""
 
+import shutil
+
 import pytest
 
 from bert_jax.config import default_config
@@ -69,3 +71,15 @@ def test_an_address_without_a_corpus_is_an_error(gcs):
 
 def test_a_folder_is_used_where_it_is(tmp_path):
   assert corpus_cache.fetch(tmp_path) == tmp_path
+
+
+def test_a_corpus_that_the_disk_can_not_hold_is_not_copied(
+  tmp_path, monkeypatch, bucket
+):
+  address = _prepare(tmp_path, monkeypatch, "first")
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "second"))
+  usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+  monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+  with pytest.raises(UserError, match=r"0\.0 GB of free disk; expected"):
+    corpus_cache.fetch(address)
+  assert not list((tmp_path / "second").rglob("tokens.bin"))

@@ -219,7 +219,7 @@ def _measure(tokenizer, documents):
 
 @pytest.mark.parametrize("vocab_size", [4000, 8000])
 def test_as_good_as_the_wordpiece_trainer_on_unseen_text(addresses, vocab_size):
-  """At most 2 % more tokens per word, and no more unknown words."""
+  """Fewer tokens per word, and no more unknown words."""
   train = [a for i, a in enumerate(addresses) if i % 5]
   held_out = addresses[::5]
   words = vocabulary.normalize_counts(
@@ -240,5 +240,5 @@ def test_as_good_as_the_wordpiece_trainer_on_unseen_text(addresses, vocab_size):
   )
   ours = _measure(create_tokenizer(vocab, lowercase=True), held_out)
   theirs = _measure(peer, held_out)
-  assert 1 < ours[0] < 1.02 * theirs[0]
+  assert 1 < ours[0] < theirs[0]
   assert ours[1] <= theirs[1] + 1e-5
