@@ -450,7 +450,7 @@ def test_every_number_of_the_report_is_right(tmp_path, capsys):
     tokens = [
       max(n, length - 3) for h, n in lengths.items() if h not in held_out
     ]
-    assert phase["examples_per_pass"] == sum(tokens) // (length - 3)
+    assert phase["examples_per_pass"] == -(-sum(tokens) // (length - 3))
     seen = config[name].num_steps * config[name].batch_size
     assert phase["predicted_passes"] == seen / phase["examples_per_pass"]
     examples = Examples(corpus, training, length, config.seed, number)
