@@ -11,7 +11,7 @@ from etils import epath
 
 from bert_jax.config import default_config
 from bert_jax.errors import UserError
-from bert_jax.storage import checkpoints
+from bert_jax.storage import checkpoint_reader, checkpoints
 from bert_jax.training.train_state import TrainState
 
 # orbax leaves coroutines and event loops behind when a restore fails.
@@ -94,11 +94,104 @@ def test_a_damaged_checkpoint_is_reported_and_the_older_one_used(
   jax.tree.map(np.testing.assert_array_equal, state, _state(30))
 
 
-def test_nothing_but_broken_checkpoints_is_an_error(manager):
+def _list_all(tmp_path):
+  """Returns every file under a workdir."""
+  return sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*"))
+
+
+def test_nothing_but_broken_checkpoints_is_an_error_at_every_start(
+  manager, tmp_path
+):
   for step in (10, 20, 30):
     _damage(manager, step, _flip_a_byte)
-  with pytest.raises(UserError, match=r"every checkpoint .* was broken"):
+  before = _list_all(tmp_path)
+  for _ in range(2):
+    with pytest.raises(UserError, match=r"every checkpoint .* was broken"):
+      checkpoints.restore_newest(manager, _abstract())
+  assert _list_all(tmp_path) == before
+
+
+def test_no_run_begins_anew_while_there_are_broken_checkpoints(tmp_path):
+  (tmp_path / "broken" / "30").mkdir(parents=True)
+  config = default_config().checkpoint
+  with (
+    checkpoints.create_manager(config, tmp_path) as manager,
+    pytest.raises(UserError, match=r"no checkpoint but .*broken holds 30"),
+  ):
     checkpoints.restore_newest(manager, _abstract())
+
+
+@pytest.mark.parametrize(
+  "error",
+  [
+    OSError("503 Service Unavailable"),
+    RuntimeError("503 Service Unavailable"),
+    ValueError("UNAVAILABLE: Error opening zarr driver: HTTP 503"),
+    PermissionError(13, "Permission denied"),
+    MemoryError(),
+  ],
+)
+def test_storage_that_does_not_answer_is_no_damage(
+  manager, tmp_path, monkeypatch, error
+):
+  def fail(*args, **kwargs):
+    raise error
+
+  monkeypatch.setattr(checkpoint_reader, "RETRY_SECONDS", (0, 0))
+  monkeypatch.setattr(checkpoint_reader, "_read", fail)
+  before = _list_all(tmp_path)
+  with pytest.raises(UserError, match=r"checkpoint 30 .* can't be read"):
+    checkpoints.restore_newest(manager, _abstract())
+  with pytest.raises(UserError, match=r"checkpoint 30 .* can't be read"):
+    checkpoints.load_params(tmp_path, _abstract().params)
+  assert _list_all(tmp_path) == before
+
+
+def test_storage_that_answers_again_is_waited_for(manager, monkeypatch):
+  read, failures = checkpoint_reader._read, iter(range(2))
+
+  def fail_twice(*args, **kwargs):
+    if next(failures, None) is not None:
+      raise OSError("503 Service Unavailable")
+    return read(*args, **kwargs)
+
+  monkeypatch.setattr(checkpoint_reader, "RETRY_SECONDS", (0, 0))
+  monkeypatch.setattr(checkpoint_reader, "_read", fail_twice)
+  state, _ = checkpoints.restore_newest(manager, _abstract())
+  assert state.step == 30
+
+
+@pytest.mark.parametrize(
+  ("change", "named"),
+  [
+    (
+      lambda state: state.replace(params={"dense": {"bias": jnp.zeros(3)}}),
+      "no array params/dense/bias",
+    ),
+    (
+      lambda state: state.replace(
+        params={"dense": {"kernel": jnp.zeros((64, 34))}}
+      ),
+      r"params/dense/kernel is float32 \[64, 33\]; expected float32 \[64, 34\]",
+    ),
+    (
+      lambda state: state.replace(opt_state=state.opt_state[:1]),
+      "an array opt_state/1 too",
+    ),
+  ],
+)
+def test_another_structure_is_a_message_and_no_damage(
+  manager, tmp_path, change, named
+):
+  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  abstract = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
+    change(_state(0)),
+  )
+  before = _list_all(tmp_path)
+  with pytest.raises(UserError, match=named):
+    checkpoints.restore_newest(manager, abstract)
+  assert _list_all(tmp_path) == before
 
 
 def test_parameters_alone_can_be_read_at_any_kept_step(manager, tmp_path):
@@ -168,14 +261,3 @@ def test_a_damaged_list_of_figures_stops_nothing(manager, tmp_path, content):
   with checkpoints.create_manager(config, tmp_path) as again:
     state, _ = checkpoints.restore_newest(again, _abstract())
   assert state.step == 20
-
-
-def test_checksums_see_every_bit():
-  state = _state(1)
-  kernel = np.array(state.params["dense"]["kernel"])
-  before = checkpoints.checksums(state)
-  kernel.view(np.uint32)[3, 3] ^= 1
-  state = state.replace(params={"dense": {"kernel": jnp.asarray(kernel)}})
-  after = checkpoints.checksums(state)
-  changed = [name for name in before if before[name] != after[name]]
-  assert changed == ["params/dense/kernel"]
