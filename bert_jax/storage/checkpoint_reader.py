@@ -9,9 +9,11 @@ import logging
 import time
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from bert_jax.distributed.hosts import Hosts
 from bert_jax.errors import UserError
 from bert_jax.storage import checksums, damage
 
@@ -48,6 +50,58 @@ def open_reader(workdir):
     primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"host{me}"
   )
   return open_manager(workdir, read_only=True, multiprocessing_options=alone)
+
+
+def check_round_trip(workdir, hosts=None):
+  """Writes a tiny checkpoint into a workdir without one, and reads it back.
+
+  Some names of folders break what orbax does with them, and then a run would
+  lose all of its checkpoints.
+
+  Args:
+    workdir: `epath.Path` of the run.
+    hosts: `Hosts`, all of which call this; by default this process is alone.
+
+  Raises:
+    UserError: what was written can't be read.
+  """
+  hosts = hosts or Hosts()
+  if not hosts.on_first(lambda: _has_no_checkpoint(workdir)):
+    return
+  trial = epath.Path(workdir) / "trial"
+  hosts.on_first(lambda: trial.rmtree(missing_ok=True))
+  error = None
+  try:
+    _try_round_trip(trial)
+  except Exception as e:  # orbax and storage clients raise what they like
+    error = _one_line(e)
+  errors = [error for error in hosts.gather(error) if error]
+  hosts.on_first(lambda: trial.rmtree(missing_ok=True))
+  if errors:
+    raise UserError(
+      f"{workdir} can't hold checkpoints, one written there for a trial can't "
+      f"be read: {errors[0]}; expected a --workdir on a disk with room and "
+      "without any of []*?\\ in its path"
+    )
+
+
+def _has_no_checkpoint(workdir):
+  found = directory(workdir)
+  return not (found.exists() and any(found.iterdir()))
+
+
+def _try_round_trip(trial):
+  state = {"x": np.arange(1000, dtype=np.float32)}
+  with open_manager(trial, create=True) as manager:
+    manager.save(
+      0,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave({})
+      ),
+    )
+  found = _read(trial, 0, state=ocp.args.StandardRestore(state)).state
+  if not np.array_equal(found["x"], state["x"]):
+    raise ValueError("other numbers came back")
 
 
 def read_whole(workdir, step, abstract_state, hosts):

@@ -1,6 +1,7 @@
 """Checkpoints with orbax, and finding the newest one that is whole.
 
-Kept are the latest few and the one with the best held-out figure. Each holds
+Kept are the latest few, every k-th if the settings say so, and the one with the
+best held-out figure of the last phase. Each holds
 the train state and, beside it, the settings, the corpus' fingerprint and a
 checksum per array (see checksums.py). Saving is asynchronous; the checksums are
 computed on the device at the moment of saving.
@@ -31,7 +32,8 @@ def create_manager(config, workdir, best=BEST):
   Args:
     config: `config.checkpoint`.
     workdir: `epath.Path`.
-    best: (metric, "min" or "max"), by which the best checkpoint is kept.
+    best: (metric, "min" or "max"), by which the best checkpoint is kept; None
+      keeps no such.
 
   Returns:
     `ocp.CheckpointManager`; close it to wait for the last save.
@@ -39,13 +41,15 @@ def create_manager(config, workdir, best=BEST):
   directory = checkpoint_reader.directory(workdir)
   return checkpoint_reader.open_manager(
     workdir,
-    preservation_policy=_LatestAndBest(directory, config.keep, best),
+    preservation_policy=_Preserved(
+      directory, config.keep, config.keep_every_steps, best
+    ),
     create=True,
   )
 
 
 @dataclasses.dataclass(frozen=True)
-class _LatestAndBest(preservation_policy.PreservationPolicy):
+class _Preserved(preservation_policy.PreservationPolicy):
   """Which checkpoints orbax keeps.
 
   Its own policy for the best reads metrics that it wrote when it opens the
@@ -54,35 +58,55 @@ class _LatestAndBest(preservation_policy.PreservationPolicy):
 
   directory: epath.Path
   keep: int
-  best: tuple
+  keep_every_steps: int
+  best: tuple | None
 
   def should_preserve(self, checkpoints, *, context):
     """Returns whether to keep each of `checkpoints`, which are in order."""
     del context
     steps = [checkpoint.step for checkpoint in checkpoints]
-    kept = {*steps[-self.keep :], _find_best(self.directory, steps, self.best)}
+    kept = {*steps[-self.keep :]}
+    if self.best:
+      kept.add(_find_best(self.directory, steps, self.best))
+    if self.keep_every_steps:
+      kept |= {step for step in steps if step % self.keep_every_steps == 0}
     return [step in kept for step in steps]
 
 
 def _find_best(directory, steps, best):
-  """Returns the step with the best held-out figure, or None."""
+  """Returns the step with the best held-out figure of the last phase, or None.
+
+  Figures of two phases do not compare: longer sequences are easier, and a model
+  of the phase before has never seen the last positions.
+  """
   name, mode = best
-  figures = {step: _load_evaluated(directory, step).get(name) for step in steps}
+  metas = {step: _load_meta(directory, step) for step in steps}
+  phases = [metas[step]["phase"] for step in steps if metas[step]]
+  figures = {
+    step: (meta["evaluated"] or {}).get(name)
+    for step, meta in metas.items()
+    if meta and meta["phase"] == phases[-1]
+  }
   figures = {step: x for step, x in figures.items() if x is not None}
   choose = {"min": min, "max": max}[mode]
   return choose(figures, key=figures.get) if figures else None
 
 
-def _load_evaluated(directory, step):
-  """Returns the held-out figures saved with a step; {} if there are none."""
+def _load_meta(directory, step):
+  """Returns what was saved beside a state, or None where it can't be read."""
   try:
-    meta = json.loads((directory / str(step) / "meta/metadata").read_text())
-    return dict(meta["evaluated"])
+    meta = json.loads(_meta_path(directory, step).read_text())
+    dict(meta["evaluated"] or {})
+    return {"phase": None} | meta
   except (OSError, ValueError, KeyError, TypeError):
-    return {}  # still being written, or broken
+    return None  # still being written, or broken
 
 
-def save(manager, state, config, fingerprint, evaluated=None):
+def _meta_path(directory, step):
+  return directory / str(step) / "meta" / "metadata"
+
+
+def save(manager, state, config, fingerprint, evaluated=None, phase=None):
   """Begins to write a checkpoint; returns before it is on disk.
 
   Args:
@@ -91,7 +115,8 @@ def save(manager, state, config, fingerprint, evaluated=None):
     config: the run's settings.
     fingerprint: str of the corpus.
     evaluated: held-out row of this very step, or None; the manager's metric
-      in it says whether this is the best checkpoint.
+      in it says whether this is the best checkpoint of its phase.
+    phase: str, the phase that made the step.
   """
   step = int(state.step)
   if step in manager.all_steps():
@@ -100,7 +125,8 @@ def save(manager, state, config, fingerprint, evaluated=None):
     "config": config.to_dict(),
     "corpus_fingerprint": fingerprint,
     "arrays": checksums.describe(state),
-    "evaluated": _finite_numbers(evaluated or {}),
+    "evaluated": evaluated and _finite_numbers(evaluated),
+    "phase": phase,
   }
   meta = json.loads(json.dumps(meta))  # as it will be read
   meta["crc32"] = checksums.crc_of_json(meta)
@@ -111,6 +137,24 @@ def save(manager, state, config, fingerprint, evaluated=None):
     ),
     force=True,
   )
+
+
+def save_figures(manager, step, evaluated):
+  """Adds held-out figures to a checkpoint that was saved without them.
+
+  Args:
+    manager: from `create_manager`; one process calls this.
+    step: int.
+    evaluated: held-out row of the step.
+  """
+  path = _meta_path(manager.directory, step)
+  meta = json.loads(path.read_text())
+  meta.pop("crc32", None)
+  meta["evaluated"] = _finite_numbers(evaluated)
+  meta["crc32"] = checksums.crc_of_json(meta)
+  temporary = path.with_name("metadata.unfinished")
+  temporary.write_text(json.dumps(meta))
+  temporary.replace(path)
 
 
 def _finite_numbers(row):
@@ -234,6 +278,12 @@ def load_params(workdir, abstract_params, step=None, best=BEST):
   return step, state["params"], meta
 
 
+def list_steps(workdir):
+  """Returns the steps of all checkpoints of a workdir, ascending."""
+  with checkpoint_reader.open_reader(workdir) as reader:
+    return sorted(reader.all_steps())
+
+
 def _load(workdir, step, best, read, abstract):
   """Reads and verifies a checkpoint with this process alone."""
   step, steps = _find_step(workdir, step, best)
@@ -248,8 +298,7 @@ def _load(workdir, step, best, read, abstract):
 
 def _find_step(workdir, step, best):
   """Returns (the step meant, all steps); arguments as for `load_params`."""
-  with checkpoint_reader.open_reader(workdir) as reader:
-    steps = sorted(reader.all_steps())
+  steps = list_steps(workdir)
   found = {
     None: steps[-1] if steps else None,
     "best": _find_best(checkpoint_reader.directory(workdir), steps, best),

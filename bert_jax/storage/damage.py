@@ -1,11 +1,15 @@
-"""Tells damage of a checkpoint from storage that does not answer.
+"""Tells damage of a checkpoint from storage that does not answer, or is full.
 
 Only damage lets a run go back to an older checkpoint. A reader fails for many
 other reasons, such as a service that is overloaded or a missing permission,
 and these pass or are mended; the checkpoint is as good as before.
 """
 
+import contextlib
+import errno
 import re
+
+from bert_jax.errors import UserError
 
 DAMAGED = "damaged"
 UNREADABLE = "unreadable"
@@ -45,3 +49,32 @@ def classify(error):
   if isinstance(error, _DECODING_ERRORS) and not _TRANSIENT.search(str(error)):
     return DAMAGED
   return UNREADABLE
+
+
+@contextlib.contextmanager
+def full_disk_told(path):
+  """Turns errors of a disk without room into one line about `path`."""
+  try:
+    yield
+  except UserError:
+    raise
+  except Exception as e:  # orbax wraps the system's in errors of its own
+    if not _is_full(e):
+      raise
+    raise UserError(
+      f"there is no room left on the disk of {path}; what is whole there is "
+      "kept (make room and start again, it goes on from there)"
+    ) from None
+
+
+def _is_full(error):
+  """Tells whether an error, or its cause, says that a disk is full."""
+  seen = set()
+  while error is not None and id(error) not in seen:
+    seen.add(id(error))
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+      return True
+    if re.search(r"no space left on device|quota exceeded", str(error), re.I):
+      return True
+    error = error.__cause__ or error.__context__
+  return False

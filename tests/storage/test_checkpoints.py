@@ -1,7 +1,9 @@
 """Checkpoints: whole ones come back to the bit, broken ones are passed over."""
 
 import gc
+import json
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ from etils import epath
 
 from bert_jax.config import default_config
 from bert_jax.errors import UserError
-from bert_jax.storage import checkpoint_reader, checkpoints
+from bert_jax.storage import checkpoint_reader, checkpoints, checksums
 from bert_jax.training.train_state import TrainState
 
 # orbax leaves coroutines and event loops behind when a restore fails.
@@ -261,3 +263,121 @@ def test_a_damaged_list_of_figures_stops_nothing(manager, tmp_path, content):
   with checkpoints.create_manager(config, tmp_path) as again:
     state, _ = checkpoints.restore_newest(again, _abstract())
   assert state.step == 20
+
+
+def test_a_damaged_figure_beside_the_state_is_seen(manager, tmp_path):
+  path = tmp_path / "checkpoints" / "30" / "meta" / "metadata"
+  text = path.read_text()
+  path.write_text(text.replace('"hidden_size": 768', '"hidden_size": 769'))
+  assert path.read_text() != text
+  state, _ = checkpoints.restore_newest(manager, _abstract())
+  assert state.step == 20
+
+
+def test_checkpoints_of_the_plain_sum_are_still_verified(manager, tmp_path):
+  """As versions before the one that hashes have written them."""
+  for step in (20, 30):
+    path = tmp_path / "checkpoints" / str(step) / "meta" / "metadata"
+    meta = json.loads(path.read_text())
+    for new in ("arrays", "crc32", "phase"):
+      del meta[new]
+    meta["evaluated"] = {}
+    meta["checksums"] = checksums.plain_sums(_state(step))
+    path.write_text(json.dumps(meta))
+  state, _ = checkpoints.restore_newest(manager, _abstract())
+  jax.tree.map(np.testing.assert_array_equal, state, _state(30))
+  _damage(manager, 30, _flip_a_byte)
+  state, _ = checkpoints.restore_newest(manager, _abstract())
+  jax.tree.map(np.testing.assert_array_equal, state, _state(20))
+
+
+def test_the_best_is_of_the_last_phase(tmp_path):
+  """Losses of two lengths do not compare."""
+  config = default_config()
+  config.checkpoint.keep = 9
+  with checkpoints.create_manager(config.checkpoint, tmp_path) as manager:
+    for step, phase, loss in (
+      (10, "phase1", 1.0),
+      (20, "phase1", 1.2),
+      (30, "phase2", 2.0),
+      (40, "phase2", 1.5),
+      (50, "phase2", 1.7),
+    ):
+      figures = {"loss": loss}
+      checkpoints.save(manager, _state(step), config, "c", figures, phase)
+  found, *_ = checkpoints.load_params(tmp_path, _abstract().params, "best")
+  assert found == 40
+
+
+def test_every_kth_is_kept_for_good(tmp_path):
+  config = default_config()
+  config.checkpoint.update(keep=1, keep_every_steps=20)
+  for step in (10, 20, 30, 40, 50, 60, 70):
+    with checkpoints.create_manager(config.checkpoint, tmp_path) as manager:
+      checkpoints.save(manager, _state(step), config, "corpus")
+  assert checkpoints.list_steps(tmp_path) == [20, 40, 60, 70]
+
+
+def test_figures_can_be_added_to_a_checkpoint(manager, tmp_path):
+  checkpoints.save_figures(manager, 20, {"loss": 0.5, "phase": "phase1"})
+  _, meta = checkpoints.restore(tmp_path, _abstract(), "best")
+  assert meta["evaluated"] == {"loss": 0.5}
+
+
+@pytest.mark.parametrize("name", ["run[1]", "back\\slash"])
+def test_a_workdir_that_orbax_can_not_read_is_refused_before_the_work(
+  tmp_path, name
+):
+  workdir = tmp_path / name
+  with pytest.raises(UserError, match="can't hold checkpoints") as e:
+    checkpoint_reader.check_round_trip(workdir)
+  assert "\n" not in str(e.value)
+  assert not list(workdir.glob("*"))
+
+
+def test_a_workdir_that_orbax_can_read_is_left_as_it_was(tmp_path):
+  workdir = tmp_path / "a run, (of) 'mine' & $HOME"
+  for _ in range(2):
+    checkpoint_reader.check_round_trip(workdir)
+  assert list(workdir.iterdir()) == []
+
+
+def _make_a_folder(path):
+  path.unlink()
+  path.mkdir()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "damage",
+  [
+    _flip_a_byte,
+    _truncate,
+    lambda path: path.write_bytes(b""),
+    lambda path: path.unlink(),
+    _make_a_folder,
+  ],
+  ids=["a byte", "half", "empty", "gone", "a folder"],
+)
+def test_whatever_happens_to_a_file_the_bits_of_a_whole_state_come_back(
+  manager, tmp_path, damage
+):
+  """Of the step itself where the file is not needed, else of the one before."""
+  manager.wait_until_finished()
+  step = tmp_path / "checkpoints" / "30"
+  files = [path for path in step.rglob("*") if path.is_file()]
+  assert len(files) > 10
+  restored = set()
+  for number, path in enumerate(files):
+    workdir = tmp_path.with_name(f"{tmp_path.name}_{number}")
+    shutil.copytree(tmp_path, workdir)
+    damage(workdir / path.relative_to(tmp_path))
+    config = default_config().checkpoint
+    with checkpoints.create_manager(config, workdir) as other:
+      state, _ = checkpoints.restore_newest(other, _abstract())
+    found = int(state.step)
+    assert found in (20, 30), path
+    jax.tree.map(np.testing.assert_array_equal, state, _state(found))
+    assert (workdir / "broken" / "30").exists() == (found == 20), path
+    restored.add(found)
+  assert restored == {20, 30}
