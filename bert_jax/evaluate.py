@@ -3,7 +3,8 @@
     python -m bert_jax.evaluate --workdir=W [--step=N|best]
 
 The examples and their masks are fixed once for a corpus and a length, so the
-figures of different checkpoints and runs compare.
+figures of different checkpoints and runs compare. Damage of the weights is
+noticed; that of the optimizer's state is by bert_jax.train only.
 """
 
 import json

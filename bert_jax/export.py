@@ -1,11 +1,13 @@
 """Writes a checkpoint as a folder that every Hugging Face tool loads.
 
-    python -m bert_jax.export --workdir=W --output=H [--step=N|best] \\
+    python -m bert_jax.export --workdir=W --output=H [--step=N|best|all] \\
       [--heads=pretraining|mlm|encoder]
 
 `pretraining` holds everything and is the default; transformers 5 warns of
 tensors that a class does not use, so `mlm` (fill-mask) and `encoder`
 (sentence-transformers, feature extraction) leave out what theirs does not.
+--step=all writes each checkpoint to a folder <H>/<step>. Damage of the exported
+weights is noticed; that of the optimizer's state is by bert_jax.train only.
 """
 
 from absl import flags
@@ -19,7 +21,13 @@ def main(argv):
   """Runs the command."""
   del argv
   output, heads = command.path("output"), flags.FLAGS.heads
-  step = command.checkpoint_step()
+  step = command.checkpoint_step(may_be_all=True)
+  if step == "all":
+    for step in exporting.export_all(command.workdir(), output, heads):
+      print(
+        f"export: step {step:,} ({heads}) is in {output}/{step}", flush=True
+      )
+    return
   step = exporting.export(command.workdir(), output, heads, step)
   print(
     f"export: step {step:,} ({heads}) is in {output}; load it with "

@@ -119,7 +119,7 @@ def prepare_part(config, workdir, number, num_parts):
     UserError: as `prepare` does, or the folder is an address.
   """
   directory = workdir_lib.corpus_dir(config, workdir)
-  if workdir_lib.is_remote(directory):
+  if paths.is_remote(directory):
     raise UserError(
       f"the corpus lies at {directory}; expected a folder that all machines "
       "share (set --config.corpus.dir)"

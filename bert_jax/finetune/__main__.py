@@ -23,7 +23,8 @@ from bert_jax import command
 from bert_jax.errors import UserError
 from bert_jax.finetune import run as run_lib
 from bert_jax.finetune.config import default_config, validate
-from bert_jax.storage import paths
+from bert_jax.storage import damage, paths
+from bert_jax.training import signals
 from bert_jax.training.host_memory import keep_freed_memory
 from bert_jax.weights import hf
 from bert_jax.weights.pretrained import MODEL_DIR
@@ -124,12 +125,17 @@ def main(argv):
       "folder or a TensorFlow checkpoint"
     )
   config, workdir = command.config_and_workdir()
-  folder, stopped_by = finetune(
-    config, workdir, flags.FLAGS.init, flags.FLAGS.seeds
-  )
+  signals.raise_on_signals()
+  try:
+    with damage.full_disk_told(workdir):
+      folder, stopped_by = finetune(
+        config, workdir, flags.FLAGS.init, flags.FLAGS.seeds
+      )
+  except signals.Stopped as e:
+    stopped_by = e.number
   if stopped_by:
     name = signal.Signals(stopped_by).name
-    print(f"finetune: stopped by {name}; state is saved")
+    print(f"finetune: stopped by {name}; what is done is saved")
     # Preemption is an expected end; somebody at the keyboard wanted a stop.
     sys.exit(128 + stopped_by if stopped_by == signal.SIGINT else 0)
   if flags.FLAGS.output:

@@ -111,11 +111,16 @@ def default_config():
   evaluation.every_steps = 0  # 0: after every epoch
 
   config.checkpoint = checkpoint = ml_collections.ConfigDict()
+  # Whichever comes first; 0 seconds: no limit.
   checkpoint.every_steps = 500
+  checkpoint.every_seconds = 300.0
+  checkpoint.keep_every_steps = 0  # every k-th is kept for good; 0: none
   checkpoint.keep = 1  # to go on from; the best model is kept besides
 
   config.log = log = ml_collections.ConfigDict()
+  # Whichever comes first; 0 seconds: no limit.
   log.every_steps = 50
+  log.every_seconds = 10.0
   return config
 
 

@@ -140,9 +140,7 @@ def _best_of(workdir):
       f"{workdir} holds several seeds; expected one of them, such as "
       f"--workdir={workdir / 'seed_0'}"
     )
-  saved = workdir_lib.load_config(workdir)
-  config = default_config()  # has what an older run did not have to set
-  config.update(saved)
+  config = workdir_lib.load_config(workdir, default_config)
   folder = workdir / pretrained.MODEL_DIR
   if not folder.exists():
     raise UserError(

@@ -1,6 +1,7 @@
 """One fine-tuning: data, the loop, and the best model by the task's metric."""
 
 import dataclasses
+import functools
 import zlib
 
 import jax
@@ -14,16 +15,21 @@ from bert_jax.data.pipeline import iterate_batches
 from bert_jax.errors import UserError
 from bert_jax.finetune import card, losses
 from bert_jax.finetune import model as model_lib
-from bert_jax.finetune.config import CHANGEABLE, num_train_steps, resolve
+from bert_jax.finetune.config import (
+  CHANGEABLE,
+  default_config,
+  num_train_steps,
+  resolve,
+)
 from bert_jax.finetune.features import Features, TrainingExamples
 from bert_jax.finetune.metrics import check_libraries
 from bert_jax.finetune.model import TaskModel
 from bert_jax.finetune.tasks import KINDS
 from bert_jax.sharding import partitioning
 from bert_jax.sharding import rows as rows_lib
-from bert_jax.storage import checkpoints, metric_log, paths
+from bert_jax.storage import checkpoint_reader, checkpoints, metric_log, paths
 from bert_jax.storage import workdir as workdir_lib
-from bert_jax.training import flops
+from bert_jax.training import flops, signals
 from bert_jax.training import loop as loop_lib
 from bert_jax.training import step as step_lib
 from bert_jax.training.optimizer import create_optimizer, create_schedule
@@ -171,13 +177,15 @@ def train(run, config, workdir):
     UserError: the workdir holds another run, or the loss is not finite.
   """
   with workdir_lib.run_lock(workdir):
-    workdir_lib.check_config(config, workdir, CHANGEABLE)
+    workdir_lib.check_config(config, workdir, CHANGEABLE, default_config)
     workdir_lib.save_config(config, workdir)
-    manager = checkpoints.create_manager(config.checkpoint, workdir)
+    checkpoint_reader.check_round_trip(workdir)
+    manager = checkpoints.create_manager(config.checkpoint, workdir, best=None)
     try:
       stopped_by = _train_from_newest(run, workdir, manager)
     finally:
-      manager.close()
+      with signals.deferred():
+        manager.close()
   return best_row(run, workdir), stopped_by
 
 
@@ -193,9 +201,9 @@ def best_row(run, workdir):
 
 
 def _train_from_newest(run, workdir, manager):
-  state = _restore_or_create(run, manager)
+  state, is_evaluated = _restore_or_create(run, manager)
   first_step = int(state.step)
-  if first_step >= run.num_steps:
+  if first_step >= run.num_steps and is_evaluated:
     print(f"finetune: {workdir} is finished: {run.num_steps:,} steps are done")
     return None
   print(
@@ -207,14 +215,21 @@ def _train_from_newest(run, workdir, manager):
   writer = metric_log.MetricWriter(workdir, first_step, fields)
 
   def save(state, evaluated):
-    del evaluated
-    checkpoints.save(manager, state, run.config, run.fingerprint)
+    checkpoints.save(manager, state, run.config, run.fingerprint, evaluated)
 
   def summary(row):
     names = [name for name in ("loss", *run.metric_names) if name in row]
     return ", ".join(f"{name} {row[name]:.4f}" for name in names)
 
-  loop = loop_lib.Loop(run.config, run.model.mesh, writer, save, summary)
+  loop = loop_lib.Loop(
+    run.config,
+    run.model.mesh,
+    writer,
+    save,
+    functools.partial(checkpoints.save_figures, manager),
+    summary,
+    is_evaluated=is_evaluated,
+  )
   stage = _create_stage(run, workdir, state)
   try:
     _, stopped_by = loop_lib.train(loop, [stage], state)
@@ -224,10 +239,11 @@ def _train_from_newest(run, workdir, manager):
 
 
 def _restore_or_create(run, manager):
+  """Returns (`TrainState`, whether it was evaluated if it had to be)."""
   abstract = abstract_state(run)
   found = checkpoints.restore_newest(manager, abstract)
   if found is None:
-    return create_state(run)
+    return create_state(run), True
   state, meta = found
   if meta["corpus_fingerprint"] != run.fingerprint:
     raise UserError(
@@ -236,7 +252,7 @@ def _restore_or_create(run, manager):
       f"{run.fingerprint} (use those, or another --workdir)"
     )
   print(f"finetune: continuing after step {int(state.step):,}")
-  return state
+  return state, meta["evaluated"] is not None
 
 
 def create_state(run):

@@ -5,9 +5,11 @@ import os
 
 from bert_jax.config import num_train_steps
 from bert_jax.data.vocabulary import load_vocabulary
+from bert_jax.errors import UserError
 from bert_jax.model.bert import create_bert_config
 from bert_jax.pretraining import initialization
-from bert_jax.storage import metric_log, paths
+from bert_jax.pretraining import run as run_lib
+from bert_jax.storage import checkpoints, metric_log, paths
 from bert_jax.storage import workdir as workdir_lib
 from bert_jax.weights import hf
 from bert_jax.weights.pretrained import load_run_params
@@ -34,6 +36,7 @@ sentence prediction.
 | vocabulary | WordPiece, {vocab_size:,} entries, {casing} |
 | model | {num_layers} layers, hidden size {hidden_size}, {num_heads} heads, \
 feed-forward {intermediate_size}, {hidden_act} |
+| longest input | {max_length} tokens, the longest length trained |
 | training | {step:,} of {num_steps:,} steps: {phase1_steps:,} at length \
 {phase1_length} (batch {phase1_batch}), then {phase2_steps:,} at length \
 {phase2_length} (batch {phase2_batch}) |
@@ -73,6 +76,7 @@ def export(workdir, output, heads="pretraining", step=None):
   vocab = load_vocabulary(workdir / "vocab.txt")
   bert_config = create_bert_config(config, len(vocab))
   step, params = load_run_params(workdir, bert_config, step)
+  max_length = _trained_length(config, workdir, step)
   hf.save_pretrained(
     output,
     params,
@@ -81,13 +85,54 @@ def export(workdir, output, heads="pretraining", step=None):
     lowercase=config.corpus.lowercase,
     strip_accents=config.corpus.get("strip_accents"),
     heads=heads,
-    model_card=_model_card(config, workdir, vocab, heads, step),
-    max_length=config.model.max_position_embeddings,
+    model_card=_model_card(config, workdir, vocab, heads, step, max_length),
+    max_length=max_length,
   )
   return step
 
 
-def _model_card(config, workdir, vocab, heads, step):
+def export_all(workdir, output, heads="pretraining"):
+  """Exports every checkpoint of a run to a folder <output>/<step>.
+
+  Args:
+    workdir: a run's folder.
+    output: folder of folders to write.
+    heads: a key of `hf.HEADS`.
+
+  Yields:
+    the step exported, int, for each of them.
+
+  Raises:
+    UserError: see `export`.
+  """
+  steps = checkpoints.list_steps(workdir)
+  if not steps:
+    raise UserError(f"{workdir} has no checkpoint; expected some to export")
+  for step in steps:
+    yield export(workdir, paths.as_path(output) / str(step), heads, step)
+
+
+def _trained_length(config, workdir, step):
+  """Returns the longest length that a checkpoint's positions were trained at.
+
+  Args:
+    config: the run's settings.
+    workdir: its folder.
+    step: int, of the checkpoint.
+  """
+  lengths = [
+    config[name].max_seq_length
+    for name in run_lib.PHASES[: 1 + (step > config.phase1.num_steps)]
+    if config[name].num_steps
+  ]
+  lengths = lengths or [config.phase2.max_seq_length]
+  if initialization.load_init_record(workdir):
+    # All positions of the model that the run began with were trained.
+    lengths.append(config.model.max_position_embeddings)
+  return min(max(lengths), config.model.max_position_embeddings)
+
+
+def _model_card(config, workdir, vocab, heads, step, max_length):
   """Fills in the README.md of an export from what the run kept."""
   corpus = ""
   report = workdir_lib.corpus_dir(config, workdir) / "report.json"
@@ -114,6 +159,7 @@ def _model_card(config, workdir, vocab, heads, step):
     num_heads=model.num_attention_heads,
     intermediate_size=model.intermediate_size,
     hidden_act=model.hidden_act,
+    max_length=max_length,
     phase1_steps=config.phase1.num_steps,
     phase1_length=config.phase1.max_seq_length,
     phase1_batch=config.phase1.batch_size,

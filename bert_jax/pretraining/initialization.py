@@ -20,7 +20,7 @@ from bert_jax.errors import UserError
 from bert_jax.model.bert import create_params
 from bert_jax.pretraining import run as run_lib
 from bert_jax.sharding import partitioning
-from bert_jax.storage import checkpoints, paths
+from bert_jax.storage import checkpoints, files, paths
 from bert_jax.storage import workdir as workdir_lib
 from bert_jax.training.optimizer import create_optimizer
 from bert_jax.training.train_state import create_train_state
@@ -132,7 +132,18 @@ def load_init_record(workdir):
 
 def _load_record(workdir):
   path = workdir / RECORD_FILE
-  return json.loads(path.read_text()) if path.exists() else None
+  if not path.exists():
+    return None
+  remedy = "start in another --workdir with --init"
+  record = files.load_json(path, remedy)
+  try:
+    Init(**record["init"])
+    record["config"]["model"].items()
+  except (KeyError, TypeError, AttributeError):
+    raise UserError(
+      f"{path} does not say what the run was begun with ({remedy})"
+    ) from None
+  return record
 
 
 def _spell(init):
@@ -287,9 +298,7 @@ def _keep_moments(run, source, opt_state):
     )
   )
   abstract = partitioning.abstract_state(run.mesh, shapes, optimizer)
-  manager = checkpoints.create_manager(config.checkpoint, workdir)
-  state, _ = checkpoints.restore(manager, manager.latest_step(), abstract)
-  manager.close()
+  state, _ = checkpoints.restore(workdir, abstract)
   is_adam = lambda x: isinstance(x, optax.ScaleByAdamState)  # noqa: E731
   leaves = jax.tree.leaves(state.opt_state, is_leaf=is_adam)
   (kept,) = filter(is_adam, leaves)

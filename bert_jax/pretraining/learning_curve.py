@@ -72,14 +72,14 @@ def text_curve(rows, field="mlm_loss"):
 
 def _series(rows, split, field):
   """Returns (steps, values) of one split; rows without a value are left out."""
-  kept = [r for r in rows if r["split"] == split and r[field] is not None]
+  kept = [r for r in rows if r["split"] == split and r.get(field) is not None]
   return [r["step"] for r in kept], [r[field] for r in kept]
 
 
 def _phase_switches(rows):
   """Returns the last step of each phase but the last."""
   pairs = itertools.pairwise(rows)
-  return [a["step"] for a, b in pairs if a["phase"] != b["phase"]]
+  return [a["step"] for a, b in pairs if a.get("phase") != b.get("phase")]
 
 
 def draw(workdir):

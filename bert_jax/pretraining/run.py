@@ -1,6 +1,7 @@
 """What stays the same through a run: settings, corpus, mesh, model."""
 
 import dataclasses
+import math
 
 import jax
 import ml_collections
@@ -12,6 +13,7 @@ from bert_jax.data.corpus import Corpus, open_corpus, split_documents
 from bert_jax.data.examples import Examples
 from bert_jax.data.mixing import training_documents
 from bert_jax.data.tokenization import SPECIAL_TOKENS
+from bert_jax.errors import UserError
 from bert_jax.model.bert import BertConfig, create_bert_config, create_params
 from bert_jax.pretraining.masking import MaskingVocab, create_masking_vocab
 from bert_jax.sharding import mesh as mesh_lib
@@ -53,7 +55,8 @@ def load_run(workdir):
     workdir: `epath.Path`.
 
   Returns:
-    `Run`.
+    `Run` to read from; on the run's own mesh, or on one of the devices here
+    where there are others.
 
   Raises:
     UserError: there is none, or its corpus is gone.
@@ -61,7 +64,24 @@ def load_run(workdir):
   config = workdir_lib.load_config(workdir)
   directory = workdir_lib.corpus_dir(config, workdir)
   corpus = open_corpus(corpus_cache.fetch(directory))
-  return create_run(config, corpus)
+  devices = jax.devices()
+  try:
+    create_mesh(config, devices)
+  except UserError:
+    devices = _fit_to_devices(config, devices)
+  return _create_run(config, corpus.vocab, devices, corpus)
+
+
+def _fit_to_devices(config, devices):
+  """Changes `config.mesh` to what is here, to read a run of other devices.
+
+  Returns:
+    list of devices among which each batch divides.
+  """
+  batch_sizes = [config[name].batch_size for name in PHASES]
+  config.optimizer.grad_accumulation = 1  # no step is made
+  config.mesh.update({"data": -1, "fsdp": 1, "model": 1})
+  return devices[: math.gcd(len(devices), *batch_sizes)]
 
 
 def create_run(config, corpus):
@@ -107,6 +127,16 @@ def _create_run(config, vocab, devices, corpus):
     masking_vocab=create_masking_vocab(vocab),
     optimizer=create_optimizer(config.optimizer, num_train_steps(config)),
   )
+
+
+def phase_of_step(config, step):
+  """Returns the name of the phase that makes a step, counted from 1.
+
+  Step 0, before the first one, belongs to the first phase that has steps.
+  """
+  names = [name for name in PHASES if config[name].num_steps]
+  is_later = step > config[names[0]].num_steps
+  return names[-1] if is_later else names[0]
 
 
 def create_mesh(config, devices=None):

@@ -106,12 +106,20 @@ def make_eval_step(objective, mesh, params):
 
   Returns:
     Function (params, batch, number of the batch) -> dict of (sum, weight).
-    The masks depend on the number of the batch alone.
+    The masks of an example depend on its place among all held-out examples,
+    and not on the size of the batches.
   """
 
+  def make_inputs(index, example):
+    key = jax.random.fold_in(jax.random.key(EVAL_SEED), index)
+    batch = jax.tree.map(lambda x: x[None], example)
+    return jax.tree.map(lambda x: x[0], objective.make_inputs(key, batch))
+
   def eval_step(params, batch, number):
-    key = jax.random.fold_in(jax.random.key(EVAL_SEED), number)
-    return objective.sums(params, objective.make_inputs(key, batch), None)
+    batch_size = len(jax.tree.leaves(batch)[0])
+    indices = number * batch_size + jnp.arange(batch_size)
+    inputs = jax.vmap(make_inputs)(indices, batch)
+    return objective.sums(params, inputs, None)
 
   return jax.jit(
     mesh_lib.traced_on(mesh, eval_step),
@@ -177,10 +185,22 @@ def _apply_if_finite(optimizer, state, grads, metrics):
     grads, state.opt_state, state.params, grad_norm=metrics["grad_norm"]
   )
   params = optax.apply_updates(state.params, updates)
-  keep = functools.partial(jax.tree.map, functools.partial(jnp.where, finite))
+  keep = functools.partial(jnp.where, finite)
   return state.replace(
     step=state.step + 1,
-    params=keep(params, state.params),
-    opt_state=keep(opt_state, state.opt_state),
+    params=jax.tree.map(keep, params, state.params),
+    opt_state=jax.tree.map(
+      # The schedule follows the step, whether that updates or not.
+      lambda new, old: (
+        new if _is_schedule(new) else jax.tree.map(keep, new, old)
+      ),
+      opt_state,
+      state.opt_state,
+      is_leaf=_is_schedule,
+    ),
     skipped_steps=jnp.where(finite, 0, state.skipped_steps + 1),
   )
+
+
+def _is_schedule(node):
+  return isinstance(node, optax.ScaleByScheduleState)
