@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from bert_jax.model import (
   attention,
@@ -13,6 +14,7 @@ from bert_jax.model import (
   attention_tpu,
   dropout,
 )
+from bert_jax.planning import slices
 from bert_jax.sharding import packing
 from tests.closeness import OTHER_LIBRARY, REORDERED, assert_close
 
@@ -155,6 +157,37 @@ def test_the_kernel_drops_its_share():
   assert kept.mean() == pytest.approx(0.9, abs=4 * (0.09 / draws) ** 0.5)
   # And a row's share varies as a binomial one does.
   assert kept.std() == pytest.approx((0.09 / length) ** 0.5, rel=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("length", [512, 1024, 2048])
+@pytest.mark.parametrize(
+  "name", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2"]
+)
+def test_the_kernel_compiles_at_every_length(name, length):
+  """Both directions, in bfloat16, within the vector memory of the chip."""
+  devices = slices.describe_devices(slices.find_slice(name))
+  mesh = Mesh(np.array(devices[:1]), "x", axis_types=(AxisType.Auto,))
+
+  def gradient(packed, mask, words, heads, grad):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      _, pull = jax.vjp(
+        lambda x: attention_tpu.fused_attention(x, mask, words, heads, 0.1),
+        packed,
+      )
+      return pull(grad)
+
+  shapes = [
+    ((2, length, 3 * 2 * 64), jnp.bfloat16),
+    ((2, length), jnp.bool_),
+    ((2, 2), jnp.int32),
+    ((2,), jnp.int32),
+    ((2, length, 2 * 64), jnp.bfloat16),
+  ]
+  whole = NamedSharding(mesh, PartitionSpec())
+  args = [jax.ShapeDtypeStruct(*shape, sharding=whole) for shape in shapes]
+  text = jax.jit(gradient).lower(*args).compile().as_text()
+  assert text.count('custom_call_target="tpu_custom_call"') == 2
 
 
 @pytest.mark.parametrize(
