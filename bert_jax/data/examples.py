@@ -43,8 +43,8 @@ _MIN_TARGET_TOKENS = 2  # one for A, one for B
 # How many places of a random B are looked at, round by round; rows that have
 # found one of the right form take no part in the next.
 _TRIES = (4, 16, 32, 64)
-# Counts more than any difference of lengths.
-_OTHER_FORM = 2**40
+# Count more than any difference of lengths: other edges, and A's own text.
+_OTHER_FORM, _OWN_TEXT = 2**40, 2**42
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +187,8 @@ class Examples:
       `Split`, of other documents; the best of those that were looked at.
     """
     document, point = np.zeros_like(target), np.zeros_like(target)
-    lowest = np.full(len(target), 2 * _OTHER_FORM)
+    lowest = np.full(len(target), 2 * _OWN_TEXT)
+    text = self.documents["start"]
     alike = self._places.alike(true, target)
     rows, number = np.arange(len(target)), 0
     for count in _TRIES:
@@ -195,7 +196,10 @@ class Examples:
       many = np.repeat(rows, count)
       found = self._places.others(tries, true.document[many], alike[many])
       split = self._splits.choose(*found, target[many], share[many])
-      cost = _difference(true, many, split, target[many]).reshape(-1, count)
+      cost = _difference(true, many, split, target[many])
+      # A document whose source has a weight may stand in the table repeatedly.
+      is_own = text[split.document] == text[true.document[many]]
+      cost = (cost + is_own * _OWN_TEXT).reshape(-1, count)
       best = np.arange(0, len(many), count) + np.argmin(cost, axis=1)
       cost = cost.min(axis=1)
       better = cost < lowest[rows]

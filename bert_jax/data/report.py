@@ -6,6 +6,7 @@ from bert_jax.data import duplicates
 from bert_jax.data.corpus import split_documents
 from bert_jax.data.examples import Examples
 from bert_jax.data.mixing import source_weights, training_documents
+from bert_jax.data.word_frequency import count_tokens
 from bert_jax.errors import UserError
 
 _FROM_MANIFEST = (
@@ -28,7 +29,6 @@ _MANY = 0.4  # of the lines
 _LOST_CHARACTERS = 0.002  # of the characters
 _DUPLICATES = 0.05  # of the documents
 _LOW_FILL = 0.6  # of a sequence
-_COUNTED_TOKENS = 2**24  # at once
 _REPORT_EXAMPLES = 20_000
 
 
@@ -46,7 +46,7 @@ def create_report(config, corpus):
     UserError: too few documents, or a batch larger than a pass.
   """
   manifest = corpus.manifest
-  counts = _token_counts(corpus)
+  counts = count_tokens(corpus, corpus.documents)
   continues = np.array([t.startswith("##") for t in corpus.vocab])
   num_words = int(counts[~continues].sum())
   num_tokens = max(int(counts.sum()), 1)
@@ -146,25 +146,6 @@ def _warnings(config, report):
     if name in report and report[name]["fill"] < _LOW_FILL
   ]
   return found
-
-
-def _token_counts(corpus):
-  """Returns how often each id occurs in kept documents, int64 [vocabulary]."""
-  starts = corpus.documents["start"]
-  ends = starts + corpus.documents["num_tokens"]
-  # Documents that follow each other without a dropped one make one run.
-  breaks = np.flatnonzero(starts[1:] != ends[:-1])
-  runs = zip(
-    np.concatenate([starts[:1], starts[1:][breaks]]),
-    np.concatenate([ends[:-1][breaks], ends[-1:]]),
-    strict=True,
-  )
-  counts = np.zeros(len(corpus.vocab), np.int64)
-  for run_start, run_end in runs:
-    for start in range(run_start, run_end, _COUNTED_TOKENS):
-      tokens = corpus.tokens[start : min(start + _COUNTED_TOKENS, run_end)]
-      counts += np.bincount(tokens, minlength=len(counts))
-  return counts
 
 
 def _phase_report(config, corpus, documents, phase, number):

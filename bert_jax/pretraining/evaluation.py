@@ -6,7 +6,10 @@ figures of different checkpoints and runs compare.
 
 import jax
 
+from bert_jax.data.corpus import split_documents
+from bert_jax.data.mixing import training_documents
 from bert_jax.data.pipeline import iterate_batches
+from bert_jax.data.word_frequency import frequency_loss
 from bert_jax.pretraining import objective
 from bert_jax.pretraining import run as run_lib
 from bert_jax.sharding import rows as rows_lib
@@ -73,3 +76,29 @@ def evaluate(workdir, step=None):
       row = {"step": step, "split": "eval", "phase": name}
       row["max_seq_length"] = phase.max_seq_length
       yield row | make_evaluate(run, name, params)(params)
+
+
+def explain(workdir, rows):
+  """Says what held-out figures mean beside guessing.
+
+  Args:
+    workdir: a run's folder, str or path.
+    rows: list of what `evaluate` yields.
+
+  Returns:
+    list of str, a line for each row.
+  """
+  run = run_lib.load_run(paths.as_path(workdir))
+  settings = run.config.corpus
+  _, held_out = split_documents(run.corpus.documents, settings.eval_fraction)
+  guessing = frequency_loss(
+    run.corpus, training_documents(settings, run.corpus), held_out
+  )
+  return [
+    f"{row['phase']}, {row['max_seq_length']} tokens, held out: guessing a "
+    f"masked token by word frequency alone scores {guessing:.2f}, this model "
+    f"{row['mlm_loss']:.2f} (lower is better); the commoner label of the next "
+    f"sentence is right in {row['nsp_base_rate']:.1%}, this model's in "
+    f"{row['nsp_accuracy']:.1%}"
+    for row in rows
+  ]

@@ -277,6 +277,15 @@ def test_a_random_b_comes_from_all_other_documents_as_true_ones_do(corpora):
   assert np.abs(by_length - 1).max() < 0.25
 
 
+def test_a_repeated_document_is_no_other_document(corpora):
+  """Where each document stands in the table four times, as weights have it."""
+  corpus = corpora["short documents"]
+  documents = np.repeat(corpus.documents[:40], 4)
+  pairs = Examples(corpus, documents, 128, 0, 0).pairs(np.arange(50_000))
+  a, b = (documents["start"][d] for d in (pairs.a_document, pairs.b_document))
+  assert ((a != b) == pairs.is_random).all()
+
+
 def test_every_b_meets_as_of_many_documents(corpora):
   """Of 30 long documents, each A meets Bs of the 29 others alike."""
   corpus = corpora["long documents"]
