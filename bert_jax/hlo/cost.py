@@ -64,7 +64,7 @@ _ASYNC_START, _ASYNC_DONE = "async-collective-start", "async-collective-done"
 _FUSED_REDUCE_SCATTER = "all-reduce-scatter"
 
 
-def estimate(text, rates, torus, bundles=()):
+def estimate(text, rates, torus, bundles=None):
   """Adds up a program's schedule.
 
   Args:
@@ -78,7 +78,15 @@ def estimate(text, rates, torus, bundles=()):
   Returns:
     `ScheduleCost`.
   """
-  totals = _Totals(rates, torus, dict(bundles), program.parse(text), {})
+  computations = program.parse(text)
+  # Equal kernels are compiled once, and only the first of them is dumped.
+  words = {
+    op.kernel_body: bundles[op.name]
+    for ops in computations.values()
+    for op in ops
+    if op.kernel_body and op.name in (bundles or {})
+  }
+  totals = _Totals(rates, torus, words, computations, {})
   return totals.schedule("ENTRY")
 
 
@@ -187,7 +195,7 @@ class _Totals:
   Attributes:
     rates: `Rates`.
     torus: `links.Torus`.
-    bundles: see `estimate`.
+    bundles: instruction words of a step of the grid, by kernel's code.
     computations: see `program.parse`.
     done: `ScheduleCost` by name of the computation.
   """
@@ -255,7 +263,7 @@ class _Totals:
 
   def _bundle_seconds(self, op):
     """Returns the time of a kernel's instructions, 0 where none are known."""
-    words = self.bundles.get(op.name, 0) * (op.kernel_steps or 0)
+    words = self.bundles.get(op.kernel_body, 0) * (op.kernel_steps or 0)
     return words / self.rates.num_cores / self.rates.clock_hz
 
   def _words_of_rows(self, op):

@@ -29,6 +29,7 @@ _ARRAY = re.compile(r"\b([a-z]+[0-9]*\w*)\[([0-9,]*)\](\{[^}]*\})?")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 # The metadata of a Pallas kernel is written over several lines.
 _BROKEN_LINE = re.compile(r'\n(?="|\}\},)')
+_BODY = re.compile(r'"custom_call_config":\{"body":"([^"]*)"')
 _STEPS = re.compile(r'kernel_metadata=\{"grid_steps":"(\d+)"')
 _KERNEL = re.compile(
   r'"cost_estimate":\{"flops":"(\d+)".*?"bytes_accessed":"(\d+)"'
@@ -253,6 +254,12 @@ class Instruction:
     """The kind of collective that it is, or None."""
     kind = self.opcode.removesuffix("-start")
     return kind if kind in COLLECTIVES else None
+
+  @property
+  def kernel_body(self):
+    """A Pallas kernel's code, the same in equal kernels, or None."""
+    match = self.opcode == "custom-call" and _BODY.search(self.rest)
+    return match.group(1) if match else None
 
   @property
   def kernel_steps(self):

@@ -81,7 +81,7 @@ BODY
 """
 
 
-def estimate(*lines, bundles=()):
+def estimate(*lines, bundles=None):
   body = "\n".join(f"  {line}" for line in lines)
   text = PROGRAM.replace("BODY", body)
   return cost_lib.estimate(text, RATES, TORUS, bundles)
@@ -311,19 +311,25 @@ def test_members_of_a_group(groups, members):
   assert program.first_group(groups) == members
 
 
-def test_a_kernel_whose_instructions_take_longer_counts_by_them():
-  """700 bundles a step, 16 steps, a cycle each; over several lines as is."""
-  kernel = (
-    "%kernel.4 = f32[9]{0} custom-call(%a), "
+def test_kernels_whose_instructions_take_longer_count_by_them():
+  """700 bundles a step, 16 steps, a cycle each.
+
+  Equal kernels are compiled once: the second counts as the first, and the
+  third, which is another one and in no dump, at its roofline.
+  """
+  kernels = [
+    f"%kernel.{i} = f32[9]{{0}} custom-call(%a), "
     'custom_call_target="tpu_custom_call", '
     'frontend_attributes={kernel_metadata={\n"grid_steps":"16"\n}}, '
-    'backend_config={"custom_call_config":{"cost_estimate":{"flops":"1000000",'
+    f'backend_config={{"custom_call_config":{{"body":"{body}",'
+    '"cost_estimate":{"flops":"1000000",'
     '"transcendentals":"7","bytes_accessed":"1000","remote":"0"}}}'
-  )
-  cost = estimate(kernel, bundles={"kernel.4": 700})
-  assert cost.kernel_seconds == pytest.approx(16 * 700e-9)
-  assert cost.roofline_seconds == pytest.approx(1e-8)
-  assert estimate(kernel).kernel_seconds == pytest.approx(1e-8)
+    for i, body in enumerate(("AAAA", "AAAA", "BBBB"))
+  ]
+  cost = estimate(*kernels, bundles={"kernel.0": 700})
+  assert cost.kernel_seconds == pytest.approx(2 * 16 * 700e-9 + 1e-8)
+  assert cost.roofline_seconds == pytest.approx(3e-8)
+  assert estimate(*kernels).kernel_seconds == pytest.approx(3e-8)
 
 
 def test_lookups_and_scatters_count_by_the_row():

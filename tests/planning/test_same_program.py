@@ -42,10 +42,10 @@ def test_plan_lowers_the_programs_that_train_runs():
   )
   run = run_lib.create_run(config, corpus)
   state = run_lib.create_state(run)
-  trained = {
-    stage.name: _hash(stage.train_step.lower(state, stage.abstract_batch))
-    for stage in session.create_stages(run, state)
-  }
+  trained = {}
+  for stage in session.create_stages(run, state):
+    (batch,) = stage.abstract_batches
+    trained[stage.name] = _hash(stage.train_step.lower(state, batch))
   planned_run = run_lib.create_planned_run(config, jax.devices())
   planned = {
     name: _hash(step_plan.lower_step(planned_run, name)) for name in trained
