@@ -14,20 +14,22 @@ from bert_jax.storage import checkpoints, paths
 from bert_jax.training import sums as sums_lib
 
 
-def make_evaluate(run, name, params):
+def make_evaluate(run, name, params, source=None):
   """Builds the held-out evaluation of one phase.
 
   Args:
     run: `Run`.
     name: "phase1" or "phase2"; says the length.
     params: nested dict of arrays or shapes.
+    source: number of an entry of `corpus.source`, whose held-out documents
+      alone are taken; None takes all.
 
   Returns:
     Function of params to a dict of floats: loss, mlm_loss, mlm_accuracy,
     nsp_loss, nsp_accuracy, nsp_base_rate, fill.
   """
   phase = run.config[name]
-  examples = run_lib.held_out_examples(run, name)
+  examples = run_lib.held_out_examples(run, name, source)
   eval_step = objective.make_eval_step(run, name, params)
 
   def evaluate(params):
@@ -53,6 +55,9 @@ def make_evaluate(run, name, params):
 def evaluate(workdir, step=None):
   """Evaluates a checkpoint of a run at the length of each of its phases.
 
+  A row of all held-out text comes first. Where `corpus.source` has several
+  entries, a row for each follows that has two held-out documents.
+
   Args:
     workdir: a run's folder, str or path.
     step: int, or "best"; the newest checkpoint by default.
@@ -73,3 +78,6 @@ def evaluate(workdir, step=None):
       row = {"step": step, "split": "eval", "phase": name}
       row["max_seq_length"] = phase.max_seq_length
       yield row | make_evaluate(run, name, params)(params)
+      for number, spec in run_lib.held_out_sources(run).items():
+        figures = make_evaluate(run, name, params, number)(params)
+        yield row | {"source": spec} | figures
