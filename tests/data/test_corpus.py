@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from bert_jax.data import corpus as corpus_lib
-from bert_jax.data import corpus_writer
 from bert_jax.data.encoding import EncodedDocuments, hash_tokens
 from bert_jax.data.tokenization import SPECIAL_TOKENS
+from bert_jax.data.writing import corpus_writer
 from bert_jax.errors import UserError
 
 SETTINGS = {"source": "made up", "vocab_size": 200}

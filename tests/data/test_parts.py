@@ -6,8 +6,9 @@ import pytest
 from datatrove.executor import LocalPipelineExecutor
 
 from bert_jax.config import default_config
-from bert_jax.data import parts, preparation
-from bert_jax.data.datatrove_step import EncodeSources
+from bert_jax.data import preparation
+from bert_jax.data.writing import parts
+from bert_jax.data.writing.datatrove_step import EncodeSources
 from bert_jax.errors import UserError
 from tests import texts
 
