@@ -48,6 +48,7 @@ def test_examples_of_a_source_are_of_its_held_out_documents(run):
     assert len(documents) == (everything["source"] == number).sum()
 
 
+@pytest.mark.slow
 def test_a_source_has_figures_of_its_own(run):
   params = create_params(run.bert_config, jax.random.key(0))
   figures = [
