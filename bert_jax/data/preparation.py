@@ -18,17 +18,16 @@ import tqdm
 from bert_jax.data import corpus as corpus_lib
 from bert_jax.data import (
   corpus_cache,
-  corpus_writer,
-  duplicates,
   encoding,
   parallel,
   vocabulary,
 )
-from bert_jax.data import parts as parts_lib
 from bert_jax.data import report as report_lib
 from bert_jax.data.sources import spec
 from bert_jax.data.sources.source import SourcePiece
 from bert_jax.data.tokenization import WordRules
+from bert_jax.data.writing import corpus_writer, duplicates
+from bert_jax.data.writing import parts as parts_lib
 from bert_jax.errors import UserError
 from bert_jax.storage import paths
 from bert_jax.storage import workdir as workdir_lib

@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from bert_jax.data import duplicates
 from bert_jax.data.corpus import split_documents
 from bert_jax.data.examples import Examples
 from bert_jax.data.mixing import source_weights, training_documents
 from bert_jax.data.word_frequency import count_tokens
+from bert_jax.data.writing import duplicates
 from bert_jax.errors import UserError
 
 _FROM_MANIFEST = (

@@ -234,12 +234,46 @@ def training_examples(run, name):
   return _examples(run, name, training, run.config.seed)
 
 
-def held_out_examples(run, name):
-  """Returns the held-out `Examples` of phase `name`, the same in every run."""
+def held_out_examples(run, name, source=None):
+  """Returns the held-out `Examples` of phase `name`, the same in every run.
+
+  Args:
+    run: `Run`.
+    name: "phase1" or "phase2".
+    source: number of the entry of `corpus.source` to take; None takes all.
+  """
+  held_out = _held_out_documents(run)
+  if source is not None:
+    held_out = held_out[held_out["source"] == source]
+  return _examples(run, name, held_out, EVAL_SEED)
+
+
+def held_out_sources(run):
+  """Returns the entries of `corpus.source` to evaluate by themselves.
+
+  Args:
+    run: `Run`.
+
+  Returns:
+    dict of an entry's number to its name, for those of two held-out documents
+    or more; empty where the corpus has one entry.
+  """
+  entries = run.corpus.manifest["entries"]
+  if len(entries) == 1:
+    return {}
+  sources = _held_out_documents(run)["source"]
+  return {
+    number: entry["spec"]
+    for number, entry in enumerate(entries)
+    if (sources == number).sum() > 1
+  }
+
+
+def _held_out_documents(run):
   _, held_out = split_documents(
     run.corpus.documents, run.config.corpus.eval_fraction
   )
-  return _examples(run, name, held_out, EVAL_SEED)
+  return held_out
 
 
 def _examples(run, name, documents, seed):

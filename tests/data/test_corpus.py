@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from bert_jax.data import corpus as corpus_lib
-from bert_jax.data import corpus_writer
 from bert_jax.data.encoding import EncodedDocuments, hash_tokens
 from bert_jax.data.tokenization import SPECIAL_TOKENS
+from bert_jax.data.writing import corpus_writer
 from bert_jax.errors import UserError
 
 SETTINGS = {"source": "made up", "vocab_size": 200}
@@ -155,7 +155,7 @@ def test_a_killed_writer_goes_on_to_the_same_bytes(tmp_path):
         with open(directory / name, "ab") as f:
           f.write(rng.randbytes(rng.choice([0, 1, 1000])))
       if rng.random() < 0.5:
-        (directory / "progress.tmp").write_text('{"num_chu')
+        (directory / "progress.json.unfinished").write_text('{"num_chu')
     if rng.random() < 0.3:
       writer = corpus_writer.CorpusWriter(directory, SETTINGS)
       if writer.num_chunks == len(chunks):
@@ -308,7 +308,7 @@ def test_removing_leaves_what_others_put_there(tmp_path):
   writer = corpus_writer.CorpusWriter(directory, SETTINGS)
   _write_vocabulary(directory)
   writer.close()
-  (directory / "progress.tmp").write_text("{")
+  (directory / "progress.json.unfinished").write_text("{")
   (directory / "notes").write_text("mine")
   corpus_writer.remove_empty(directory)
   assert [path.name for path in directory.iterdir()] == ["notes"]

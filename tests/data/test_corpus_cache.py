@@ -74,9 +74,9 @@ def test_a_folder_is_used_where_it_is(tmp_path):
 
 
 def test_a_corpus_that_the_disk_can_not_hold_is_not_copied(
-  tmp_path, monkeypatch, bucket
+  gcs, tmp_path, monkeypatch
 ):
-  address = _prepare(tmp_path, monkeypatch, "first")
+  address = _prepare(gcs, tmp_path, monkeypatch, "first")
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "second"))
   usage = shutil.disk_usage(tmp_path)._replace(free=1000)
   monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)

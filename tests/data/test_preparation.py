@@ -43,6 +43,7 @@ preparation.CHUNK_BYTES = {chunk_bytes}
 preparation._POOL_BYTES = {pool_bytes}
 command.define_config_flags()
 command.define_init_flags()
+prepare.define_flags()
 command.run(prepare.main)
 """
 

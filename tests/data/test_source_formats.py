@@ -9,7 +9,6 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
-from etils.epath import backend, gpath
 
 from bert_jax.config import default_config
 from bert_jax.data.sources import blocks, json_values, spec
@@ -292,36 +291,14 @@ def test_a_line_past_all_bounds_is_called_long_and_not_broken(
   assert "not JSON" not in message
 
 
-class _Bucket:
-  """Does with a folder what the cloud's client does with gs://bucket."""
-
-  def __init__(self, folder):
-    self._folder = str(folder)
-
-  def __getattr__(self, name):
-    def call(path, *arguments, **options):
-      path = str(path).replace("gs://bucket", self._folder)
-      found = getattr(backend.os_backend, name)(path, *arguments, **options)
-      if name != "glob":
-        return found
-      return [f.replace(self._folder, "gs://bucket") for f in found]
-
-    return call
-
-
-def test_globs_of_a_bucket_are_read(tmp_path, monkeypatch):
-  choose = gpath._GPath._backend.fget
-  monkeypatch.setattr(
-    gpath._GPath,
-    "_backend",
-    property(
-      lambda p: _Bucket(tmp_path) if p._uri_scheme == "gs" else choose(p)
-    ),
-  )
-  (tmp_path / "in" / "deep").mkdir(parents=True)
-  (tmp_path / "in" / "b.txt.gz").write_bytes(gzip.compress(b"from b"))
-  (tmp_path / "in" / "a.txt").write_text("from a")
-  (tmp_path / "in" / "deep" / "c.txt").write_text("from c")
-  assert _read("gs://bucket/in/*.txt*") == ["from a", "from b"]
-  assert _read("gs://bucket/in/deep/c.txt") == ["from c"]
-  assert "matches no file" in _refusal("gs://bucket/in/none.txt")
+def test_globs_of_a_bucket_are_read(gcs):
+  """By the client's own protocol, from a server on this machine."""
+  for name, content in {
+    "in/b.txt.gz": gzip.compress(b"from b"),
+    "in/a.txt": b"from a",
+    "in/deep/c.txt": b"from c",
+  }.items():
+    gcs.bucket.put({"name": name}, content)
+  assert _read(f"{gcs.address}/in/*.txt*") == ["from a", "from b"]
+  assert _read(f"{gcs.address}/in/deep/c.txt@de*2") == ["from c"]
+  assert "matches no file" in _refusal(f"{gcs.address}/in/none.txt")

@@ -18,8 +18,8 @@ EXCEPTIONS = {
   "data/sources/spec.py": {"os.path"},
   # A corpus is written to a local folder and uploaded by corpus_cache.
   "data/corpus.py": {"open"},
-  "data/corpus_writer.py": {"open"},
-  "data/parts.py": {"open", ".rmtree"},
+  "data/writing/corpus_writer.py": {"open"},
+  "data/writing/parts.py": {"open", ".rmtree"},
   # /dev/null, and a descriptor of this process.
   "distributed/joining.py": {"open"},
   # Only the last part of a name, for a model card.

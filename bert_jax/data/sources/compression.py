@@ -61,4 +61,5 @@ def _unpack(raw, suffix):
   if suffix == ".zst":
     # Unlike the package zstandard, it notices a file that was cut.
     return io.BufferedReader(pyarrow.CompressedInputStream(raw, "zstd"))
-  return raw
+  # A bucket's files read no lines of bounded length by themselves.
+  return io.BufferedReader(raw)

@@ -1,7 +1,7 @@
 """Encodes a corpus' sources as a step of datatrove (local, Slurm or Ray).
 
     from datatrove.executor import SlurmPipelineExecutor
-    from bert_jax.data.datatrove_step import EncodeSources
+    from bert_jax.data.writing.datatrove_step import EncodeSources
 
     SlurmPipelineExecutor([EncodeSources(config, workdir)], tasks=64, ...).run()
 

@@ -271,7 +271,7 @@ def commit(directory, manifest):
 
 def remove_scaffolding(directory):
   """Deletes what only the writing of a corpus needed."""
-  for name in ("progress.json", "progress.tmp", "documents.bin"):
+  for name in ("progress.json", "progress.json.unfinished", "documents.bin"):
     (directory / name).unlink(missing_ok=True)
 
 
