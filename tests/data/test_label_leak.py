@@ -150,7 +150,7 @@ def test_a_regression_on_lengths_and_edges_finds_no_label(kind, max_seq_length):
 @pytest.mark.parametrize("kind", CORPORA)
 def test_no_classifier_finds_the_label_in_many_examples(kind, max_seq_length):
   """Logistic regressions, and boosted trees on all features together."""
-  lengths, edges, labels = _features(kind, max_seq_length, 200_000)
+  lengths, edges, labels = _features(kind, max_seq_length, 100_000)
   found = _regressions(lengths, edges, labels)
   found["trees"] = _score(
     HistGradientBoostingClassifier(categorical_features=range(6, 10)),
