@@ -130,7 +130,7 @@ def train(config, workdir, hosts, init=None):
       hosts.fail(e)  # or closing would wait for hosts that do not come
       raise
     finally:
-      with signals.deferred():
+      with _signals_deferred(hosts):
         manager.close()
 
 
@@ -200,18 +200,25 @@ def _train_from_newest(run, workdir, manager, hosts, init, started):
   )
   try:
     state, stopped_by = loop_lib.train(loop, create_stages(run, state), state)
+    with _signals_deferred(hosts):
+      manager.wait_until_finished()
+    if stopped_by:
+      name = signal.Signals(stopped_by).name
+      seconds = time.monotonic() - loop.signal_times[0]
+      print(
+        f"train: stopped by {name}; state is saved, {seconds:.1f} s after it"
+      )
+      return stopped_by
   finally:
     if writer:
       writer.close()
-  if stopped_by:
-    name = signal.Signals(stopped_by).name
-    with signals.deferred():
-      manager.wait_until_finished()
-    seconds = time.monotonic() - loop.signal_times[0]
-    print(f"train: stopped by {name}; state is saved, {seconds:.1f} s after it")
-    return stopped_by
   print(f"train: done, {num_steps:,} steps; everything lies in {workdir}")
   return None
+
+
+def _signals_deferred(hosts):
+  """Lets a save end first; among several hosts signals are JAX's."""
+  return signals.deferred() if hosts.is_alone else contextlib.nullcontext()
 
 
 def _save(run, manager, state, evaluated):
