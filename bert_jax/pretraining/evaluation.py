@@ -106,8 +106,8 @@ def explain(workdir, rows):
     f"{row['phase']}, {row['max_seq_length']} tokens, held out: guessing a "
     f"masked token by word frequency alone scores {guessing:.2f}, this model "
     f"{row['mlm_loss']:.2f} (lower is better); the commoner label of the next "
-    f"sentence is right in {_commoner(row['nsp_base_rate']):.1%}, this model's in "
-    f"{row['nsp_accuracy']:.1%}"
+    f"sentence is right in {_commoner(row['nsp_base_rate']):.1%}, this model's "
+    f"in {row['nsp_accuracy']:.1%}"
     for row in rows
     if "source" not in row
   ]
