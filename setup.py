@@ -35,6 +35,8 @@ setuptools.setup(
     # Also what `plan` compiles with, on a machine without a TPU.
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
+    # Reads launch/sky.yaml.
+    "sky": ["skypilot>=0.14,<0.15"],
     # The metrics of bert_jax.finetune.
     "finetune": FINETUNE,
     "test": [
