@@ -5,9 +5,6 @@
 # read_run: sets steps, vocab_file, init and train_flags.
 read_run() {
   local facts flag
-  if "$dry_run"; then
-    show "$python" launch/run_facts.py "--config=$CONFIG" "${config_flags[@]}"
-  fi
   facts=$("$python" launch/run_facts.py "--config=$CONFIG" \
     "${config_flags[@]}") || exit 2
   steps=$(sed -n 's/^steps //p' <<<"$facts")
@@ -34,9 +31,6 @@ is_here() {
 
 check_before_renting() {
   local path region="${ZONE%-*}" output
-  look
-  [[ "$slice_kind" != unknown ]] || fail "gcloud can't look at $NAME in $ZONE:" \
-    "$slice_word; nothing was rented"
   for path in "$vocab_file" "$init"; do
     ! is_here "$path" || [[ -e "$path" ]] || fail "$path is not there; expected" \
       "the vocabulary or model that CONFIG or OVERRIDES name (in $settings_file)"
@@ -56,13 +50,7 @@ check_before_renting() {
   fi
   run "$python" -m bert_jax.preflight "--workdir=$WORKDIR" ||
     fail "$WORKDIR can't hold checkpoints (see above); nothing was rented"
-  if "$dry_run"; then
-    local words
-    plan_command
-    show "${words[@]}"
-  else
-    check_cost
-  fi
+  check_cost
 }
 
 # upload_all: the code, what the config names, and the token ids. The text

@@ -44,10 +44,6 @@ spent() {
   ' "$state_dir/ledger"
 }
 
-is_budget_used_up() {
-  holds "$(spent) >= $BUDGET"
-}
-
 # Prints the seconds that the rest of the budget lasts.
 seconds_left() {
   calculate "($BUDGET - $(spent)) / $HOURLY_PRICE * 3600" | sed 's/\..*//'
@@ -57,7 +53,11 @@ seconds_left() {
 # does not fit the slice or the budget.
 check_cost() {
   local plan fits hours money low high left
-  plan=$(load_plan) || fail "plan failed (see above); nothing was rented"
+  plan=$(run "$python" -m bert_jax.plan "--config=$CONFIG" \
+    "--topology=$ACCELERATOR_TYPE" \
+    "--price_per_chip_hour=$PRICE_PER_CHIP_HOUR" --json "${config_flags[@]}") ||
+    fail "plan failed (see above); nothing was rented"
+  "$dry_run" && return
   read -r fits hours money low high < <("$python" -c '
 import json, sys
 plan = json.load(sys.stdin)
@@ -83,23 +83,4 @@ print("yes" if plan["fits"] else "no", *(f"{n:.2f}" for n in numbers))
 
 two_digits() {
   printf '%.2f' "$(calculate "$1")"
-}
-
-plan_command() {
-  words=("$python" -m bert_jax.plan "--config=$CONFIG"
-    "--topology=$ACCELERATOR_TYPE"
-    "--price_per_chip_hour=$PRICE_PER_CHIP_HOUR" --json "${config_flags[@]}")
-}
-
-# Prints plan's JSON; compiling takes minutes, so it is kept.
-load_plan() {
-  local key kept words
-  plan_command
-  key=$({ printf '%s\n' "${words[@]}" && cat configs/*.py; } | sha256sum)
-  kept="$state_dir/plan-${key:0:16}.json"
-  if [[ ! -f "$kept" ]]; then
-    "${words[@]}" >"$kept.tmp" || return
-    mv "$kept.tmp" "$kept"
-  fi
-  cat "$kept"
 }

@@ -88,34 +88,29 @@ split_overrides() {
 }
 
 derive_settings() {
-  WORKDIR="$BUCKET/$NAME"
-  local kind="${ACCELERATOR_TYPE%-*}" size="${ACCELERATOR_TYPE##*-}"
-  local version dimensions=2 index
-  local -a names
-  MACHINE_TYPE=
-  case "$kind" in
-    v5litepod) version=v2-alpha-tpuv5-lite ;;
-    v6e) version=v2-alpha-tpuv6e MACHINE_TYPE=ct6e-standard-4t ;;
-    v4) version=tpu-ubuntu2204-base dimensions=3 ;;
-    v5p) version=v2-alpha-tpuv5 dimensions=3 MACHINE_TYPE=ct5p-hightpu-4t ;;
+  local version index sizes=(4 8 16 32 64 128 256)
+  local shapes=(2x2 2x4 4x4 4x8 8x8 8x16 16x16)
+  local cubes=(2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8)
+  WORKDIR="$BUCKET/$NAME" MACHINE_TYPE='' TOPOLOGY=''
+  CHIPS=$((10#${ACCELERATOR_TYPE##*-}))
+  # v4 and v5p are named after their TensorCores, two a chip.
+  if [[ "$ACCELERATOR_TYPE" =~ ^(v4|v5p)- ]]; then
+    CHIPS=$((CHIPS / 2)) shapes=("${cubes[@]}")
+  fi
+  case "$ACCELERATOR_TYPE" in
+    v5litepod-*) version=v2-alpha-tpuv5-lite ;;
+    v6e-*) version=v2-alpha-tpuv6e MACHINE_TYPE=ct6e-standard-4t ;;
+    v4-*) version=tpu-ubuntu2204-base ;;
+    v5p-*) version=v2-alpha-tpuv5 MACHINE_TYPE=ct5p-hightpu-4t ;;
   esac
   : "${RUNTIME_VERSION:=$version}"
-  # v4 and v5p are named after their TensorCores, two a chip.
-  CHIPS=$((10#$size / (dimensions - 1)))
-  case "$CHIPS" in
-    4 | 8 | 16 | 32 | 64 | 128 | 256) ;;
-    *) fail "ACCELERATOR_TYPE is '$ACCELERATOR_TYPE'; expected a slice of 4," \
-      "8, 16, 32, 64, 128 or 256 chips (in $settings_file)" ;;
-  esac
-  if ((dimensions == 2)); then
-    names=(2x2 2x4 4x4 4x8 8x8 8x16 16x16)
-  else
-    names=(2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8)
-  fi
-  for ((index = 0; 4 << index < CHIPS; index++)); do :; done
-  TOPOLOGY="${names[index]}"
+  for index in "${!sizes[@]}"; do
+    if ((sizes[index] == CHIPS)); then TOPOLOGY="${shapes[index]}"; fi
+  done
+  [[ "$TOPOLOGY" ]] || fail "ACCELERATOR_TYPE is '$ACCELERATOR_TYPE'; expected" \
+    "a slice of 4, 8, 16, 32, 64, 128 or 256 chips (in $settings_file)"
   HOSTS=$((CHIPS / 4))
-  if [[ "$dimensions-$CHIPS" == 2-8 ]]; then HOSTS=1; fi
+  if [[ "$TOPOLOGY" == 2x4 ]]; then HOSTS=1; fi
   HOURLY_PRICE=$(calculate "$CHIPS * $PRICE_PER_CHIP_HOUR")
   check_backend
 }

@@ -24,13 +24,7 @@ up() {
   { clear_mark && look_for_step; } ||
     fail "the bucket did not answer: $(bucket_error); expected $WORKDIR to be" \
       "readable and writable (gcloud auth login; BUCKET in $settings_file)"
-  if ((newest_step < steps)); then
-    if is_asked_for && is_budget_used_up; then end_for_budget; fi
-    is_asked_for || check_before_renting
-    # A slice of another computer was found.
-    is_asked_for || upload_all
-    bring_to_end
-  fi
+  ((newest_step >= steps)) || bring_to_end
   say "up: all $steps steps are done; the slice goes first, it costs money"
   delete_slice
   collect || fail "collect failed, but the slice is gone and $WORKDIR holds" \
@@ -77,12 +71,12 @@ tell_what_costs() {
 
 # bring_to_end: returns when the checkpoint of the last step is there.
 bring_to_end() {
-  local failures=0 silent=0 before='' best="$newest_step"
+  local failures=0 silent=0 before='' best="$newest_step" code=''
   while true; do
     look_for_mark || tell "up: the bucket does not answer: $(bucket_error)"
     if [[ "$mark" ]]; then end_for_mark; fi
     look
-    if is_billed && is_budget_used_up; then end_for_budget; fi
+    if is_asked_for && holds "$(spent) >= $BUDGET"; then end_for_budget; fi
     tell "up: slice $NAME: $slice_kind ($slice_word)"
     # Without the bucket's word nothing is done that could not be undone.
     if ! { look_for_step && look_for_reports; }; then
@@ -90,11 +84,16 @@ bring_to_end() {
       pause "$POLL_SECONDS"
       continue
     fi
-    ((newest_step < steps)) || return 0
     if ((newest_step > best)); then failures=0 best="$newest_step"; fi
+    ((newest_step < steps)) || return 0
     case "$slice_kind" in
       absent | empty | lost | failed) replace_slice ;;
       ready) follow_training ;;
+      unknown)
+        is_asked_for || [[ "$code" ]] || fail "gcloud can't look at $NAME in" \
+          "$ZONE: $slice_word; nothing was rented"
+        pause "$POLL_SECONDS"
+        ;;
       *) pause "$POLL_SECONDS" ;;
     esac
   done
@@ -128,8 +127,12 @@ replace_slice() {
 
 try_request() {
   local status=0 errors="$state_dir/create_error"
+  if [[ -z "$code" ]]; then
+    check_before_renting
+    upload_all
+  fi
   look_for_mark || return 0
-  [[ -z "$mark" ]] || return 0
+  if [[ "$mark" ]]; then return; fi
   say "up: asking for $ACCELERATOR_TYPE in $ZONE"
   request_slice 2>"$errors" || status=$?
   if [[ "$status" == 0 ]]; then

@@ -34,6 +34,7 @@ unit() {
   systemd-run --quiet --collect --unit="$name" --working-directory="$PWD" \
     --setenv=HOME="$HOME" --setenv=PATH="$PATH" \
     --property=KillMode=mixed --property=TimeoutStopSec=300 \
+    --property=LimitMEMLOCK=infinity \
     --property=StandardOutput=append:"$PWD/log" \
     --property=StandardError=append:"$PWD/log" "$@"
 }

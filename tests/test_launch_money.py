@@ -1,4 +1,4 @@
-"""No slice bills beyond its deadline, and nothing is called gone that is not."""
+"""No slice bills beyond its deadline; what is called gone is gone."""
 
 import os
 import re
@@ -469,6 +469,19 @@ def test_deletion_is_tried_until_the_slice_is_gone(pod):
   assert done.returncode == 0, done.stdout
   assert "still ready (ACTIVE); it may cost 19.20 an hour" in done.stdout
   assert "FAILED_PRECONDITION" in done.stdout
+  assert pod.costing() == []
+
+
+def test_up_started_again_can_replace_a_slice_that_it_did_not_ask_for(pod):
+  """It checks and uploads anew before it asks."""
+  up, go_on = _start_training(pod)
+  _kill(up)
+  up = pod.start("up")
+  pod.wait_for(lambda: "worker 0 training" in pod.output)
+  pod.cloud.preempt()
+  go_on()
+  assert up.wait(30) == 0, pod.output
+  assert len(pod.calls("resources create")) == 2
   assert pod.costing() == []
 
 

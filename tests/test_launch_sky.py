@@ -1,7 +1,8 @@
-"""launch/sky.yaml, by SkyPilot's own reader."""
+"""launch/sky.yaml by SkyPilot's own reader, and the YAML of docs/hosts.md."""
 
 import importlib.util
 import json
+import math
 import os
 import pathlib
 import re
@@ -9,7 +10,9 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import pytest
+import yaml
 
 ROOT = pathlib.Path(__file__).parents[1]
 READ = """
@@ -82,3 +85,32 @@ def test_the_task_installs_as_the_machines_of_a_slice_do():
   pinned = re.findall(r"uv==[\d.]+", text + worker)
   assert len(pinned) == 2 and len(set(pinned)) == 1
   assert (ROOT / re.search(r"CONFIG: (\S+)", text)[1]).is_file()
+
+
+def test_the_jobset_of_the_docs_has_a_pod_for_each_host_of_its_topology():
+  text = (ROOT / "docs/hosts.md").read_text()
+  (block,) = re.findall(r"```yaml\n(.*?)```", text, re.S)
+  jobset = yaml.safe_load(block)
+  (job,) = jobset["spec"]["replicatedJobs"]
+  spec = job["template"]["spec"]
+  pod = spec["template"]["spec"]
+  topology = pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"]
+  (container,) = pod["containers"]
+  chips = container["resources"]["limits"]["google.com/tpu"]
+  assert spec["parallelism"] == spec["completions"]
+  hosts = math.prod(map(int, topology.split("x"))) // chips
+  assert spec["completions"] == hosts
+  assert "bert_jax.train" in container["command"]
+
+
+def test_the_docs_name_what_jax_looks_for():
+  """Every variable of the table is read by JAX's own cluster detection."""
+  text = (ROOT / "docs/hosts.md").read_text()
+  folder = pathlib.Path(jax.__file__).parent / "_src"
+  sources = [*folder.glob("clusters/*.py"), folder / "distributed.py"]
+  read = "".join(p.read_text() for p in sources)
+  names = set(
+    re.findall(r"`((?:JAX|SLURM|TPU)_[A-Z_]+|[a-z]+-[a-z-]+s?)`", text)
+  )
+  assert len(names) >= 10
+  assert [name for name in sorted(names) if name not in read] == []

@@ -5,22 +5,18 @@ The `gcloud` on the PATH of the scripts under test hands its command line to the
 """
 
 import contextlib
-import os
 import pathlib
 import re
 import shlex
-import shutil
-import signal
 import socket
 import socketserver
-import subprocess
 import sys
 import threading
 import time
 
 from tests.fake_gcloud import storage, synopses
+from tests.fake_gcloud.machine import Machine
 
-HERE = pathlib.Path(__file__).resolve().parent
 HOSTS = {"v5litepod-16": 4, "v5litepod-8": 1, "v6e-16": 4}
 VERSIONS = {"v5litepod": "v2-alpha-tpuv5-lite", "v6e": "v2-alpha-tpuv6e"}
 PROJECT = "some-project"
@@ -33,58 +29,6 @@ class Refusal(Exception):
   def __init__(self, message, status=1):
     super().__init__(message)
     self.status = status
-
-
-class Machine:
-  """A machine of a slice: a folder, and the processes that run in it."""
-
-  def __init__(self, cloud, home, number, address, hosts):
-    self.home, self.cloud = home, cloud
-    (home / "tmp").mkdir(parents=True)
-    self.environment = {
-      "HOME": str(home),
-      "PATH": f"{HERE / 'worker_bin'}:{HERE / 'bin'}:/usr/bin:/bin",
-      "FAKE_WORKER_HOME": f"{home}/",
-      "FAKE_WORKER": str(number),
-      # How the machines of a slice find each other, where no TPU says so.
-      "JAX_PLATFORMS": "cpu",
-      "JAX_NUM_CPU_DEVICES": "4",
-      "JAX_COORDINATOR_ADDRESS": address,
-      "JAX_NUM_PROCESSES": str(hosts),
-      "JAX_PROCESS_ID": str(number),
-    }
-
-  def boot(self, script):
-    """Runs the startup script, as Google does at every boot."""
-    for path in ("/var/lib/bert", "/tmp/libtpu_lockfile"):
-      script = script.replace(path, f"{self.home}{path}")
-    (self.home / "tmp/startup").write_text(script)
-    (self.home / "var/lib").mkdir(parents=True, exist_ok=True)
-    subprocess.run(
-      [
-        "bash",
-        "-c",
-        'setsid bash "$PWD/tmp/startup" </dev/null >>console 2>&1 &',
-      ],
-      cwd=self.home,
-      env=self.cloud.environment | self.environment,
-      check=True,
-    )
-
-  def power_off(self):
-    """Ends everything that runs; the disk stays."""
-    wanted = f"FAKE_WORKER_HOME={self.home}/".encode()
-    for path in pathlib.Path("/proc").glob("[0-9]*/environ"):
-      with contextlib.suppress(OSError):
-        if wanted in path.read_bytes().split(b"\0"):
-          os.kill(int(path.parent.name), signal.SIGKILL)
-    shutil.rmtree(self.home / ".units", ignore_errors=True)
-
-  def destroy(self):
-    """Ends everything and takes the disk away."""
-    for _ in range(3):  # a process may be starting another one
-      self.power_off()
-      shutil.rmtree(self.home, ignore_errors=True)
 
 
 class Slice:
@@ -216,12 +160,13 @@ class FakeCloud:
         deadline[1]()
     if found.state == "WAITING_FOR_RESOURCES" and self.failure:
       found.state, found.message = "FAILED", self.failure
-    elif found.state == "WAITING_FOR_RESOURCES" and self.has_capacity:
-      if found.hosts:
+    elif found.state == "WAITING_FOR_RESOURCES":
+      if self.has_capacity and found.hosts:
         found.state, found.moved = "PROVISIONING", time.monotonic()
-    elif found.state == "PROVISIONING":
-      if time.monotonic() - found.moved > 0.15:
-        self._start_machines(key, found)
+    elif (
+      found.state == "PROVISIONING" and time.monotonic() > found.moved + 0.15
+    ):
+      self._start_machines(key, found)
 
   def _start_machines(self, key, found):
     found.state = "ACTIVE"
