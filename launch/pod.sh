@@ -12,20 +12,13 @@
 #
 # --settings=FILE is launch/settings.sh unless given; --dry-run prints every
 # command and runs none. PYTHON is the interpreter here (.venv/bin/python).
+# shellcheck disable=SC2154  # the settings and what other files set
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-# shellcheck source=launch/pod_settings.sh
-source launch/pod_settings.sh
-# shellcheck source=launch/pod_bucket.sh
-source launch/pod_bucket.sh
-# shellcheck source=launch/pod_money.sh
-source launch/pod_money.sh
-# shellcheck source=launch/pod_slice.sh
-source launch/pod_slice.sh
-# shellcheck source=launch/pod_checks.sh
-source launch/pod_checks.sh
-# shellcheck source=launch/pod_up.sh
-source launch/pod_up.sh
+for part in settings bucket money slice checks up; do
+  # shellcheck disable=SC1090
+  source "launch/pod_$part.sh"
+done
 exec 3>&1 # where --dry-run prints, whatever is done with the output
 dry_run=false
 python="${PYTHON:-.venv/bin/python}"
@@ -94,10 +87,6 @@ logs() {
   [[ "$slice" ]] || slice='*'
   limit=120 cloud storage cat --display-url --range=-4000 \
     "$WORKDIR/slices/$slice/*.log"
-}
-
-stop() {
-  save_and_delete
 }
 
 # An `up` that is asking for a slice right now deletes it when it sees the mark.
@@ -172,7 +161,7 @@ main() {
   case "$command" in
     up | status | logs | stop | collect | delete) ;;
     help | -h | --help)
-      sed -n '2,/^set /{/^set /d; s/^# \{0,1\}//; p}' launch/pod.sh
+      sed -n '3,/runs none/s/^# \{0,1\}//p' launch/pod.sh
       return
       ;;
     *) fail "command is '$command'; expected up, status, logs, stop, collect" \

@@ -126,9 +126,9 @@ delete_slice() {
     "The bucket keeps $WORKDIR."
 }
 
-# save_and_delete: has the machines save, end and delete the slice; deletes it
-# where they do not.
-save_and_delete() {
+# stop: has the machines save, end and delete the slice; deletes it where they
+# do not.
+stop() {
   local looks
   set_mark stop
   for ((looks = 0; looks < 20; looks++)); do

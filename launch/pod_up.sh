@@ -199,7 +199,7 @@ end_if_given_up() {
 
 end_for_budget() {
   say "up: $(spent) spent, the budget of $BUDGET is used up; saving"
-  save_and_delete
+  stop
   collect || true
   look_for_step || true
   say "up: stopped at the budget at step $newest_step. To go on, raise" \
@@ -209,7 +209,7 @@ end_for_budget() {
 
 end_for_mark() {
   say "up: $mark was asked for; run up again to go on"
-  if [[ "$mark" == stop ]]; then save_and_delete; else delete_slice; fi
+  if [[ "$mark" == stop ]]; then stop; else delete_slice; fi
   exit 1
 }
 

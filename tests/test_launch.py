@@ -190,6 +190,14 @@ def test_an_unknown_command_argument_or_file_is_told_in_one_line(pod):
     assert done.stdout.startswith("error: ") and done.stdout.count("\n") == 1
 
 
+def test_help_names_every_command(pod):
+  done = pod("help")
+  assert done.returncode == 0
+  assert re.findall(r"^([a-z]+)  ", done.stdout, re.M) == [
+    *("up", "status", "logs", "stop", "collect", "delete")
+  ]
+
+
 def test_a_missing_gcloud_or_installation_is_told_in_one_line(pod, tmp_path):
   tools = tmp_path / "tools"
   tools.mkdir()
