@@ -109,6 +109,7 @@ def test_a_dry_run_prints_commands_that_gcloud_knows_and_runs_none(
   pod.close()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
   not REAL_GCLOUD.is_dir(), reason="Google's gcloud is not installed here"
 )
@@ -292,7 +293,9 @@ def test_the_vocabulary_and_the_model_that_the_config_names_are_uploaded(pod):
   _assert_finished(pod, done.stdout)  # the stub refuses to train without
 
 
-@pytest.mark.parametrize("which", ["pod", "group_pod"])
+@pytest.mark.parametrize(
+  "which", ["pod", pytest.param("group_pod", marks=pytest.mark.slow)]
+)
 def test_up_brings_a_preempted_slice_back_and_goes_on(request, which):
   pod = request.getfixturevalue(which)
   go_on = _hold_at(pod, 12)
@@ -352,6 +355,7 @@ def test_a_network_that_is_gone_proves_nothing(pod):
   _assert_finished(pod, pod.output)
 
 
+@pytest.mark.slow
 def test_up_killed_at_any_moment_goes_on_when_started_again(pod):
   """kill -9 after 0.3, 0.5, 0.8, ... seconds, until it comes to its end."""
   delay, kills = 0.3, 0
@@ -392,6 +396,7 @@ def test_training_that_fails_again_and_again_is_given_up(pod):
   assert any(pod.workdir.glob("slices/*/worker-0.log"))
 
 
+@pytest.mark.slow
 def test_training_that_gets_further_each_time_is_not_given_up(pod):
   """Four crashes, each after a new checkpoint."""
   for step in (6, 11, 16, 19):

@@ -221,22 +221,24 @@ def test_a_computer_asleep_after_the_end_costs_nothing(request, which):
   assert up.wait(30) == 0, pod.output
 
 
+@pytest.mark.slow
 def test_a_reboot_goes_on_with_training_and_moves_no_deadline(pod):
-  _write_small_budget(pod, 6)
+  _write_small_budget(pod, 10)
   up, _ = _start_training(pod)
   _kill(up)
   started = time.monotonic()
   for _ in range(3):
-    time.sleep(1)
+    time.sleep(2)
     pod.cloud.reboot()
   pod.wait_for(lambda: pod.costing() == [])
-  assert time.monotonic() - started < 9  # three deadlines would be 18
+  assert time.monotonic() - started < 20  # three deadlines would be 30
   texts = [p.read_text() for p in pod.workdir.glob("slices/*/*.log")]
   assert any("continuing after step 5" in text for text in texts)
 
 
+@pytest.mark.slow
 def test_at_the_deadline_a_slice_saves_and_ends_without_anybody(pod):
-  _write_small_budget(pod, 4)
+  _write_small_budget(pod, 7)
   up, _ = _start_training(pod)
   _kill(up)
   pod.wait_for(lambda: pod.costing() == [])
@@ -245,6 +247,7 @@ def test_at_the_deadline_a_slice_saves_and_ends_without_anybody(pod):
   assert "phase=deadline" in report.read_text()
 
 
+@pytest.mark.slow
 def test_google_deletes_the_machines_of_a_group_that_does_not_end(group_pod):
   """Where the machines' own guard can't delete."""
   pod = group_pod
@@ -277,6 +280,7 @@ def test_the_right_to_delete_is_tried_without_deleting(pod):
   assert "guard=armed" in report.read_text()
 
 
+@pytest.mark.slow
 def test_gcloud_that_hangs_is_left_after_two_minutes(pod):
   """A minute here lasts 0.01 seconds."""
   quick = pod.checkout / "timeout"
@@ -343,6 +347,7 @@ def test_at_the_budget_up_saves_deletes_and_collects(pod):
   assert (pod.checkout / "runs/my-bert/checkpoints/8").is_dir()
 
 
+@pytest.mark.slow
 def test_machines_that_stay_silent_are_replaced(pod):
   script = pod.checkout / "launch/pod_up.sh"
   text = script.read_text()
@@ -357,6 +362,7 @@ def test_machines_that_stay_silent_are_replaced(pod):
   assert up.wait(30) == 0, pod.output
 
 
+@pytest.mark.slow
 def test_a_template_is_made_anew_for_each_slice(group_pod):
   pod = group_pod
   up, _ = _start_training(pod)
