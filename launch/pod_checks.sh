@@ -39,8 +39,8 @@ check_before_renting() {
   output=$(limit=120 cloud storage buckets describe "$path" \
     '--format=value(location)' 2>&1) || fail "$path can't be read:" \
     "$(error_line <(echo "$output")); nothing was rented"
-  # US, EU and ASIA span regions.
-  [[ "${output,,}" =~ ^($region|us|eu|asia)$ ]] || "$dry_run" ||
+  # The others span regions.
+  [[ "${output,,}" =~ ^($region|us|eu|asia|nam4|eur[0-9]|asia1)$ ]] || "$dry_run" ||
     fail "$path lies in ${output,,}; expected $region, the region of ZONE" \
       "(elsewhere is slow and its traffic costs)"
   if [[ "$SERVICE_ACCOUNT" ]]; then

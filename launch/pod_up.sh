@@ -71,7 +71,7 @@ tell_what_costs() {
 
 # bring_to_end: returns when the checkpoint of the last step is there.
 bring_to_end() {
-  local failures=0 silent=0 before='' best="$newest_step" code=''
+  local failures=0 silent=0 missing=0 waits=0 before='' seen='' code='' best="$newest_step"
   while true; do
     look_for_mark || tell "up: the bucket does not answer: $(bucket_error)"
     if [[ "$mark" ]]; then end_for_mark; fi
@@ -86,6 +86,7 @@ bring_to_end() {
     fi
     if ((newest_step > best)); then failures=0 best="$newest_step"; fi
     ((newest_step < steps)) || return 0
+    if [[ "$slice_kind" != absent ]]; then seen="$slice" missing=0; fi
     case "$slice_kind" in
       absent | empty | lost | failed) replace_slice ;;
       ready) follow_training ;;
@@ -116,6 +117,12 @@ replace_slice() {
       delete_slice
       ;;
     *)
+      # A request may take a moment until Google shows it.
+      if is_asked_for && [[ "$seen" != "$slice" ]] && ((missing < 5)); then
+        missing=$((missing + 1))
+        pause "$POLL_SECONDS"
+        return
+      fi
       if is_asked_for; then
         say "up: the slice has gone; $(spent) spent"
         rm -f "$state_dir/slice"
@@ -136,11 +143,13 @@ try_request() {
   say "up: asking for $ACCELERATOR_TYPE in $ZONE"
   request_slice 2>"$errors" || status=$?
   if [[ "$status" == 0 ]]; then
+    waits=0 missing=0
     pause "$POLL_SECONDS"
   # Waiting costs nothing.
   elif grep -qiE 'RESOURCE_EXHAUSTED|quota|stockout|no more capacity' "$errors"; then
     say "up: no slice yet: $(error_line "$errors")"
-    waits=$((${waits:-0} + 1))
+    rm -f "$state_dir/slice"
+    waits=$((waits + 1))
     back_off "$waits"
   else
     fail_slice "the request was refused: $(error_line "$errors")"

@@ -478,6 +478,18 @@ def test_deletion_is_tried_until_the_slice_is_gone(pod):
   assert pod.costing() == []
 
 
+def test_a_request_that_google_does_not_show_at_once_is_not_made_twice(pod):
+  absent = (
+    "ERROR: NOT_FOUND: Resource 'projects/some-project/locations/us-west4-a/"
+    "queuedResources/my-bert' was not found"
+  )
+  pod.fault("describe my-bert", 3, absent)  # before the request, and after
+  done = pod("up")
+  assert done.returncode == 0, done.stdout
+  assert len(pod.calls("resources create")) == 1
+
+
+@pytest.mark.slow
 def test_up_started_again_can_replace_a_slice_that_it_did_not_ask_for(pod):
   """It checks and uploads anew before it asks."""
   up, go_on = _start_training(pod)
