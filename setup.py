@@ -52,6 +52,8 @@ setuptools.setup(
     "tpu": ["jax[tpu]", *GCS],
     "gcs": GCS,
     "cuda": ["jax[cuda13]"],
+    # Reads launch/sky.yaml.
+    "sky": ["skypilot>=0.14,<0.15"],
     # The metrics of bert_jax.finetune.
     "finetune": FINETUNE,
     # Sources "hf:NAME".
