@@ -49,8 +49,10 @@ COMMANDS = {
   "export",
   "fill_mask",
   "growth",
+  "judge_next",
   "plan",
   "prepare",
+  "score",
   "train",
 }
 MODULES = sorted(

@@ -20,6 +20,7 @@ from bert_jax.finetune.features import Features, TrainingExamples
 from bert_jax.finetune.metrics import check_libraries
 from bert_jax.finetune.model import TaskModel
 from bert_jax.finetune.tasks import KINDS
+from bert_jax.model.bert import count_params
 from bert_jax.sharding import partitioning
 from bert_jax.sharding import rows as rows_lib
 from bert_jax.storage import checkpoints, metric_log
@@ -201,7 +202,7 @@ def _train_from_newest(run, workdir, manager):
     return None
   print(
     f"finetune: {jax.device_count()} x {jax.devices()[0].device_kind}, "
-    f"{sum(p.size for p in jax.tree.leaves(state.params)):,} parameters, steps "
+    f"{count_params(state.params, run.model.bert_config):,} parameters, steps "
     f"{first_step:,} to {run.num_steps:,}, seed {run.config.seed}"
   )
   fields = metric_log.row_fields(run.metric_names)
