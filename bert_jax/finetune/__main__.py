@@ -108,13 +108,18 @@ def copy_model(folder, output):
   output = epath.Path(output)
   names = {path.name for path in folder.iterdir()}
   hf.check_replaceable(output, names)
-  output.mkdir(parents=True, exist_ok=True)
-  for path in folder.rglob("*"):
-    if not path.is_dir():
-      copy = output / path.relative_to(folder)
-      copy.parent.mkdir(exist_ok=True)
-      path.copy(copy, overwrite=True)
+  _copy_files(folder, output)
   print(f"finetune: the model is also in {output}")
+
+
+def _copy_files(folder, output):
+  """Copies the files of a folder and of those in it, such as 1_Pooling."""
+  output.mkdir(parents=True, exist_ok=True)
+  for path in folder.iterdir():
+    if path.is_dir():
+      _copy_files(path, output / path.name)
+    else:
+      path.copy(output / path.name, overwrite=True)
 
 
 def main(argv):
