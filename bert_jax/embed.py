@@ -21,11 +21,12 @@ length.
 from absl import flags
 
 from bert_jax import command
-from bert_jax.inference import embedding
 
 
 def main(argv):
   """Runs the command."""
+  from bert_jax.inference import embedding
+
   del argv
   args = flags.FLAGS
   embedding.embed_file(
@@ -52,7 +53,7 @@ if __name__ == "__main__":
   flags.DEFINE_enum(
     "pooling",
     None,
-    embedding.POOLINGS,
+    ("mean", "cls", "tokens"),
     "What becomes of the tokens; default: as the folder says, or mean.",
   )
   flags.DEFINE_string("text_key", "text", "Key of the text in .jsonl.")

@@ -56,9 +56,11 @@ COMMANDS = {
   "export",
   "fill_mask",
   "growth",
+  "judge_next",
   "plan",
   "preflight",
   "prepare",
+  "score",
   "train",
 }
 MODULES = sorted(

@@ -110,10 +110,17 @@ def copy_model(folder, output):
   names = {path.name for path in folder.iterdir()}
   hf.check_replaceable(output, names)
   with paths.replaced_folder(output, hf.CONFIG_FILE) as unfinished:
-    for path in folder.rglob("*"):
-      if not path.is_dir():
-        paths.copy_file(path, unfinished / path.relative_to(folder))
+    _copy_files(folder, unfinished)
   print(f"finetune: the model is also in {output}")
+
+
+def _copy_files(folder, output):
+  """Copies the files of a folder and of those in it, such as 1_Pooling."""
+  for path in folder.iterdir():
+    if path.is_dir():
+      _copy_files(path, output / path.name)
+    else:
+      paths.copy_file(path, output / path.name)
 
 
 def main(argv):

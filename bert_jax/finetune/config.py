@@ -26,8 +26,8 @@ def default_config():
   config.pretrained = True
 
   config.task = task = ml_collections.ConfigDict()
-  # classification, multilabel, regression, tagging, question_answering or
-  # similarity.
+  # classification, multilabel, regression, tagging, question_answering,
+  # similarity or summarization.
   task.kind = "classification"
   # Chooses the best checkpoint; "" is the kind's usual one.
   task.metric = ""
@@ -45,6 +45,9 @@ def default_config():
   task.pooling = "mean"
   task.max_score = 5.0
 
+  # Summarization: sentences of a summary.
+  task.num_sentences = 3
+
   config.data = data = ml_collections.ConfigDict()
   # A file, or "tfds:NAME[/CONFIG][:SPLIT]".
   data.train = ""
@@ -61,6 +64,8 @@ def default_config():
   data.label = "label"
   # Between the labels of one row, in a table.
   data.label_separator = ","
+  # Summarization: the language whose sentences are split, an ISO code.
+  data.language = "en"
   # All labels, comma-separated; "" takes those of the training data.
   data.labels = ""
   # Tokens of a sequence, the special ones included; longer texts are cut, or
@@ -176,6 +181,7 @@ def validate(config):
     (task, "task.max_answer_length"),
     (task, "task.num_best"),
     (task, "task.max_score"),
+    (task, "task.num_sentences"),
     (data, "data.max_query_length"),
     (data, "data.num_lengths"),
     (train, "train.batch_size"),

@@ -25,6 +25,7 @@ from bert_jax.finetune.features import Features, TrainingExamples
 from bert_jax.finetune.metrics import check_libraries
 from bert_jax.finetune.model import TaskModel
 from bert_jax.finetune.tasks import KINDS
+from bert_jax.model.bert import count_params
 from bert_jax.sharding import partitioning
 from bert_jax.sharding import rows as rows_lib
 from bert_jax.storage import checkpoint_reader, checkpoints, metric_log, paths
@@ -208,7 +209,7 @@ def _train_from_newest(run, workdir, manager):
     return None
   print(
     f"finetune: {jax.device_count()} x {jax.devices()[0].device_kind}, "
-    f"{sum(p.size for p in jax.tree.leaves(state.params)):,} parameters, steps "
+    f"{count_params(state.params, run.model.bert_config):,} parameters, steps "
     f"{first_step:,} to {run.num_steps:,}, seed {run.config.seed}"
   )
   fields = metric_log.row_fields(run.metric_names)

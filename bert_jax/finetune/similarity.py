@@ -166,7 +166,8 @@ def labels(rows, features, names):
 def decode(vectors, rows, features, names, config):
   """Turns vectors [N, 2, D] to predictions: the cosine of each pair."""
   del rows, features, names, config
-  unit = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+  norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
+  unit = vectors / np.maximum(norms, 1e-12)
   return [{"score": float(c)} for c in (unit[:, 0] * unit[:, 1]).sum(-1)]
 
 

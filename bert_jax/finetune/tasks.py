@@ -13,6 +13,7 @@ from bert_jax.finetune import (
   question_answering,
   sequences,
   similarity,
+  summarization,
   tagging,
 )
 
@@ -130,6 +131,20 @@ KINDS = {
     save_predictions=question_answering.save_predictions,
     file_name="predictions.json",
     has_known_labels=question_answering.has_answers,
+  ),
+  "summarization": Kind(
+    heads="token-classification",
+    problem_type=None,
+    model=_with_labels(heads.BertForTokenClassification),
+    loss=losses.binary_cross_entropy_of_tokens,
+    read_rows=summarization.read_rows,
+    label_names=summarization.output_name,
+    encode=summarization.encode,
+    labels=summarization.sentence_labels,
+    labels_per_token=True,
+    decode=summarization.decode,
+    score=summarization.score,
+    has_known_labels=summarization.has_summaries,
   ),
   "similarity": Kind(
     heads="encoder",

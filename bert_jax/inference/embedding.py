@@ -14,6 +14,7 @@ from bert_jax.config import default_config
 from bert_jax.data.rows import iterate_rows
 from bert_jax.data.tokenization import create_tokenizer
 from bert_jax.errors import UserError
+from bert_jax.inference import batching
 from bert_jax.inference.embeddings_file import (
   SUFFIXES,
   Embedded,
@@ -35,8 +36,6 @@ LAYERS = {"last": (-1,), "last4": (-1, -2, -3, -4)}
 # Rows are sorted by length within so many batches or bytes of vectors.
 _WINDOW_BATCHES = 32
 _WINDOW_BYTES = 2**28
-# Batches are padded to this times a power of two: few programs to compile.
-_SHORTEST = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,15 +58,6 @@ class Embedder:
   width: int
   pooling: str
   step: object
-
-
-@dataclasses.dataclass(frozen=True)
-class _Row:
-  """A row's ids [CLS] A [SEP] B [SEP], tokens of A, and whether it was cut."""
-
-  ids: np.ndarray
-  a_length: int
-  is_cut: bool
 
 
 def parse_layers(layers, num_hidden_layers):
@@ -183,7 +173,7 @@ def embed_rows(embedder, rows):
   """
   window, num_bytes = [], 0
   for text, pair in rows:
-    row = _encode(embedder.tokenizer, text, pair)
+    row = batching.encode(embedder.tokenizer, text, pair)
     window.append(row)
     vectors = len(row.ids) if embedder.pooling == "tokens" else 1
     num_bytes += 4 * vectors * embedder.width
@@ -194,19 +184,8 @@ def embed_rows(embedder, rows):
   yield from _embed_window(embedder, window)
 
 
-def _encode(tokenizer, text, pair):
-  encoding = tokenizer.encode(text, pair)
-  # Only this is kept: an encoding carries all that was cut off.
-  return _Row(
-    ids=np.array(encoding.ids, np.int32),
-    a_length=len(encoding.ids) - sum(encoding.type_ids) - 2,
-    is_cut=bool(encoding.overflowing),
-  )
-
-
 def _embed_window(embedder, window):
   """Returns the `Embedded` of some rows, computed longest first."""
-  order = sorted(range(len(window)), key=lambda i: -len(window[i].ids))
   results = [None] * len(window)
 
   def fetch(chosen, vectors):
@@ -218,9 +197,10 @@ def _embed_window(embedder, window):
       results[i] = Embedded(np.array(row_vectors), row.ids, row.is_cut)
 
   running = None
-  for start in range(0, len(order), embedder.batch_size):
-    chosen = order[start : start + embedder.batch_size]
-    batch = _create_batch([window[i] for i in chosen], embedder)
+  batches = batching.iterate_batches(
+    window, embedder.batch_size, embedder.max_length
+  )
+  for chosen, batch in batches:
     # The device computes this batch while the one before is fetched.
     launched = chosen, embedder.step(*batch)
     if running:
@@ -229,23 +209,6 @@ def _embed_window(embedder, window):
   if running:
     fetch(*running)
   return results
-
-
-def _create_batch(rows, embedder):
-  """Pads rows to input_ids [B, L], a_length [B] and length [B]."""
-  longest = max(len(row.ids) for row in rows)
-  padded = _SHORTEST
-  while padded < longest:
-    padded *= 2
-  padded = min(padded, embedder.max_length)
-  ids = np.zeros((embedder.batch_size, padded), np.int32)
-  # Rows that fill the batch read as empty texts.
-  a_length = np.zeros(embedder.batch_size, np.int32)
-  length = np.full(embedder.batch_size, 2, np.int32)
-  for i, row in enumerate(rows):
-    ids[i, : len(row.ids)] = row.ids
-    a_length[i], length[i] = row.a_length, len(row.ids)
-  return ids, a_length, length
 
 
 def _checked(rows, path):

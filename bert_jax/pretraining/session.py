@@ -22,6 +22,7 @@ from bert_jax.distributed import consistency
 from bert_jax.distributed.hosts import Hosts
 from bert_jax.distributed.joining import joined
 from bert_jax.errors import UserError
+from bert_jax.model.bert import count_params
 from bert_jax.pretraining import initialization, objective
 from bert_jax.pretraining import run as run_lib
 from bert_jax.pretraining.evaluation import make_evaluate
@@ -173,7 +174,7 @@ def _train_from_newest(run, workdir, manager, hosts, init, started):
   device = jax.devices()[0]
   print(
     f"train: {jax.device_count()} x {device.device_kind}, "
-    f"{sum(p.size for p in jax.tree.leaves(state.params)):,} parameters, "
+    f"{count_params(state.params, run.bert_config):,} parameters, "
     f"steps {int(state.step):,} to {num_steps:,}"
   )
   writer = None  # the first host's rows are those of all

@@ -213,12 +213,12 @@ def save_pretrained(
       f"{config.vocab_size}"
     )
   tensors = to_hf(params, config, heads)
+  tokenizer = create_tokenizer(vocab, lowercase, strip_accents)
+  tokenizer.enable_truncation(max_length)
   files = {
     CONFIG_FILE: _to_json(_hf_config(config, heads, vocab) | (settings or {})),
     "vocab.txt": "".join(token + "\n" for token in vocab),
-    "tokenizer.json": create_tokenizer(vocab, lowercase, strip_accents).to_str(
-      pretty=True
-    ),
+    "tokenizer.json": tokenizer.to_str(pretty=True),
     "tokenizer_config.json": _to_json(
       _tokenizer_config(lowercase, strip_accents, max_length)
     ),

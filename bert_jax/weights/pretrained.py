@@ -21,7 +21,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bert_jax.data.vocabulary import load_vocabulary
 from bert_jax.errors import UserError
-from bert_jax.model.bert import BertConfig, create_bert_config, create_params
+from bert_jax.model.bert import (
+  BertConfig,
+  count_params,
+  create_bert_config,
+  create_params,
+)
 from bert_jax.sharding import partitioning
 from bert_jax.storage import checkpoints, paths
 from bert_jax.storage import workdir as workdir_lib
@@ -143,7 +148,7 @@ def print_report(pretrained, fresh):
   leaves = jax.tree.leaves(pretrained.params)
   print(
     f"init: {pretrained.source}: {len(leaves)} tensors, "
-    f"{sum(leaf.size for leaf in leaves):,} parameters; "
+    f"{count_params(pretrained.params, config):,} parameters; "
     f"{config.num_hidden_layers} layers of {config.hidden_size}, "
     f"{config.vocab_size:,} tokens, "
     f"{'lower-cased' if pretrained.lowercase else 'cased'}"
@@ -181,6 +186,8 @@ def load_run_params(workdir, bert_config, step=None):
   Raises:
     UserError: no such checkpoint.
   """
+  # Here: orbax takes a second to import, and most folders need none.
+
   # Whole on every device, so that every process can read it.
   whole = NamedSharding(Mesh(jax.devices(), "all"), PartitionSpec())
   shapes = jax.eval_shape(lambda: create_params(bert_config, jax.random.key(0)))

@@ -87,3 +87,10 @@ def test_squad_scores_tell_answerable_questions_apart():
   assert found["has_answer_exact_match"] == pytest.approx(50)
   assert found["no_answer_f1"] == 0
   assert found["f1"] == pytest.approx((100 + 0 + 100 * 2 / 3) / 3)
+
+
+def test_one_class_alone_has_no_correlation_and_brings_no_warning():
+  """scikit-learn warns of it, and here warnings are errors."""
+  ones = np.ones(3, int)
+  found = metrics.classification_metrics(ones, ones, 2)
+  assert found == {"accuracy": 1.0, "f1": 1.0, "matthews_correlation": 0.0}

@@ -13,10 +13,10 @@ import transformers
 from etils import epath
 
 from bert_jax.config import default_config
-from bert_jax.data.tokenization import create_tokenizer
 from bert_jax.data.vocabulary import save_vocabulary
 from bert_jax.errors import UserError
 from bert_jax.inference import fillings
+from bert_jax.inference.pretraining_heads import MASKED_LM, load_model
 from bert_jax.model.bert import (
   BertForPreTraining,
   create_bert_config,
@@ -166,14 +166,8 @@ def test_our_fillings_are_the_pipelines(workdir, tmp_path):
   pipeline = transformers.pipeline("fill-mask", str(tmp_path / "hf"))
   theirs = pipeline("the river [MASK] the stone.", top_k=3)
   exporting.export(workdir, tmp_path / "all")
-  exported = load_init(tmp_path / "all")
-  ours = fillings.fill_mask(
-    exported.params,
-    exported.bert_config,
-    create_tokenizer(exported.vocab, exported.lowercase),
-    "the river [MASK] the stone.",
-    num_fillings=3,
-  )
+  model = load_model(str(tmp_path / "all"), MASKED_LM)
+  ((ours,),) = fillings.fill_masks(model, ["the river [MASK] the stone."], 3)
   assert [t["token_str"].replace(" ", "") for t in theirs] == [
     token.removeprefix("##") for token, _ in ours
   ]
