@@ -13,7 +13,7 @@ import sys
 import pytest
 import transformers
 
-from bert_jax import metrics
+from bert_jax.storage import metric_log
 from tests import texts
 from tests.launch.fake_gcloud.pod import HERE, Pod
 
@@ -76,7 +76,7 @@ def _train_undisturbed(pod, workdir):
 
 def _losses(workdir):
   fields = ("loss", "mlm_loss", "nsp_loss", "grad_norm")
-  rows = metrics.load_rows(workdir)
+  rows = metric_log.load_rows(workdir)
   assert len({(r["split"], r["step"]) for r in rows}) == len(rows)
   return {(r["split"], r["step"]): [r[f] for f in fields] for r in rows}
 
