@@ -5,15 +5,13 @@ import functools
 import zlib
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from bert_jax.data.pipeline import iterate_batches
 from bert_jax.errors import UserError
-from bert_jax.finetune import card, losses
+from bert_jax.finetune import card
 from bert_jax.finetune import model as model_lib
 from bert_jax.finetune.config import (
   CHANGEABLE,
@@ -21,19 +19,19 @@ from bert_jax.finetune.config import (
   num_train_steps,
   resolve,
 )
-from bert_jax.finetune.features import Features, TrainingExamples
+from bert_jax.finetune.features import Features
 from bert_jax.finetune.metrics import check_libraries
 from bert_jax.finetune.model import TaskModel
+from bert_jax.finetune.stage import create_stage
 from bert_jax.finetune.tasks import KINDS
 from bert_jax.model.bert import count_params
 from bert_jax.sharding import partitioning
 from bert_jax.sharding import rows as rows_lib
 from bert_jax.storage import checkpoint_reader, checkpoints, metric_log, paths
 from bert_jax.storage import workdir as workdir_lib
-from bert_jax.training import flops, signals
 from bert_jax.training import loop as loop_lib
-from bert_jax.training import step as step_lib
-from bert_jax.training.optimizer import create_optimizer, create_schedule
+from bert_jax.training import signals
+from bert_jax.training.optimizer import create_optimizer
 from bert_jax.training.train_state import create_train_state
 from bert_jax.weights import pretrained
 
@@ -231,7 +229,7 @@ def _train_from_newest(run, workdir, manager):
     summary,
     is_evaluated=is_evaluated,
   )
-  stage = _create_stage(run, workdir, state)
+  stage = create_stage(run, state, _make_evaluate(run, workdir, state.params))
   try:
     _, stopped_by = loop_lib.train(loop, [stage], state)
   finally:
@@ -287,85 +285,6 @@ def abstract_state(run):
 
   shapes = jax.eval_shape(create, jax.random.key(0))
   return partitioning.abstract_state(run.model.mesh, shapes, run.optimizer)
-
-
-def create_objective(model):
-  """Builds what a step trains.
-
-  Args:
-    model: `TaskModel`.
-
-  Returns:
-    `step.Objective`; a batch holds what `Features.arrays` does.
-  """
-
-  def sums(params, inputs, dropout_key):
-    logits, mask = model_lib.apply(model.module, params, inputs, dropout_key)
-    return {
-      "loss": model.kind.loss(logits, inputs["labels"]),
-      "fill": (mask.sum(dtype=jnp.float32), jnp.float32(mask.size)),
-    }
-
-  return step_lib.Objective(
-    make_inputs=lambda key, batch: batch,
-    loss_weights=lambda inputs: {"loss": losses.weight(inputs["labels"])},
-    sums=sums,
-    dtype=model.bert_config.dtype,
-    head_size=model.bert_config.head_size,
-  )
-
-
-def _create_stage(run, workdir, state):
-  config, mesh = run.config, run.model.mesh
-  batch_size = config.train.batch_size
-  examples = TrainingExamples(run.train, config.seed, batch_size, run.num_steps)
-  slots = examples.slots()
-  mean_slots = float(np.mean(slots))
-  texts = run.train.arrays["length"].size // len(run.train)
-
-  def batches(step):
-    rows = rows_lib.local_rows(mesh, batch_size)
-    return iterate_batches(examples, batch_size, step, run.num_steps, rows)
-
-  return loop_lib.Stage(
-    name="finetune",
-    end=run.num_steps,
-    batch_size=batch_size,
-    max_seq_length=mean_slots,
-    flops_per_step=flops.count_train_flops(
-      run.model.bert_config,
-      texts * batch_size,
-      mean_slots,
-      max_predictions=0,
-    ),
-    train_step=step_lib.make_train_step(
-      config,
-      create_objective(run.model),
-      run.optimizer,
-      create_schedule(config.optimizer, run.num_steps),
-      mesh,
-      state,
-    ),
-    abstract_batches=[
-      _abstract_batch(run, slots) for slots in sorted(set(slots))[::-1]
-    ],
-    iterate_batches=batches,
-    evaluate=_make_evaluate(run, workdir, state.params),
-  )
-
-
-def _abstract_batch(run, slots):
-  """Returns shapes and shardings of a batch of so many slots a text."""
-  features = run.train
-  sharding = rows_lib.batch_sharding(run.model.mesh)
-
-  def rows(name, array):
-    shape = (run.config.train.batch_size, *array.shape[1:])
-    if name in features.per_token:
-      shape = (*shape[:-1], slots)
-    return jax.ShapeDtypeStruct(shape, array.dtype, sharding=sharding)
-
-  return {name: rows(name, array) for name, array in features.arrays.items()}
 
 
 def _make_evaluate(run, workdir, params):

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from bert_jax.finetune import model as model_lib
-from bert_jax.finetune import run as run_lib
+from bert_jax.finetune import stage
 from bert_jax.finetune.config import default_config
 from bert_jax.finetune.features import IGNORED, create_features
 from bert_jax.finetune.tasks import KINDS
@@ -146,7 +146,7 @@ def _torch_loss(model, kind, batch):
 
 def _loss_and_gradients(model, params, batch):
   def loss(params):
-    sums = run_lib.create_objective(model).sums(params, batch, None)
+    sums = stage.create_objective(model).sums(params, batch, None)
     total, weight = sums["loss"]
     return total / weight
 
@@ -213,7 +213,7 @@ def test_steps_are_those_of_torchs_adamw(kind, tmp_path):
   state = jax.jit(lambda p: create_train_state(p, optimizer))(params)
   step = make_train_step(
     config,
-    run_lib.create_objective(model),
+    stage.create_objective(model),
     optimizer,
     schedule,
     model.mesh,
