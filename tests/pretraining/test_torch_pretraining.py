@@ -10,6 +10,7 @@ import torch
 from bert_jax.data.corpus import open_corpus
 from bert_jax.data.preparation import prepare
 from tests import texts, torch_pretraining
+from tests.closeness import assert_close
 
 NUM_STEPS = 50
 
@@ -94,5 +95,5 @@ def test_the_originals_rules_are_numpys_adamw_in_float64(corpus):
     assert ours.step(inputs)["loss"] == pytest.approx(expected, rel=1e-3)
   theirs = model.state_dict()
   for name, tensor in ours.tensors().items():
-    error = np.linalg.norm(tensor - theirs[name].numpy())
-    assert error < 1e-2 * np.linalg.norm(theirs[name].numpy()), name
+    # The keys' bias has no gradient: softmax does not depend on it.
+    assert_close(tensor, theirs[name].numpy(), 1e-2, name, noise=1e-6)
