@@ -12,23 +12,28 @@ _PLAIN = re.compile(r"[!-Z\\-~]*")
 _PLAIN_PARTS = re.compile(r"[0-9A-Za-z]+|[!-~]")
 
 
-def create_tokenizer(vocab, lowercase):
+def create_tokenizer(vocab, lowercase, strip_accents=None):
   """Builds the tokenizer that prepares the corpus and that is exported.
 
   Args:
     vocab: sequence of str, the tokens in the order of their ids; holds
       `SPECIAL_TOKENS`.
-    lowercase: whether to lower-case and strip accents.
+    lowercase: whether to lower-case.
+    strip_accents: whether to remove combining marks; None removes them from
+      lower-cased text only, as transformers' BertTokenizer does.
 
   Returns:
     `tokenizers.Tokenizer`; encoding adds [CLS] and [SEP] unless told not to.
   """
   ids = {token: i for i, token in enumerate(vocab)}
-  # 100 characters, as in the original code: longer words are [UNK].
+  # 100 characters, as in transformers: longer words are [UNK]. The original
+  # code's limit was 200.
   tokenizer = tokenizers.Tokenizer(
     models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100)
   )
-  tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+  tokenizer.normalizer = normalizers.BertNormalizer(
+    lowercase=lowercase, strip_accents=strip_accents
+  )
   tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
   tokenizer.post_processor = processors.TemplateProcessing(
     single="[CLS] $A [SEP]",

@@ -109,7 +109,7 @@ def _load_head(folder, names):
   """Reads the output layer of a Hugging Face folder."""
   folder = epath.Path(folder)
   saved = json.loads((folder / hf.CONFIG_FILE).read_text())
-  tensors = hf_folder.load_tensors(folder)
+  tensors, _ = hf_folder.load_tensors(folder)
   params = {
     name.replace(".weight", "/kernel").replace(".bias", "/bias"): np.array(
       tensors[name].T, np.float32, order="C"
