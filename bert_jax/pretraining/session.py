@@ -31,6 +31,7 @@ from bert_jax.storage import workdir as workdir_lib
 from bert_jax.training import flops
 from bert_jax.training import loop as loop_lib
 from bert_jax.training.host_memory import keep_freed_memory
+from bert_jax.training.program_cache import keep_programs
 
 
 def prepare(config, workdir, init=None):
@@ -92,12 +93,12 @@ def train(config, workdir, hosts, init=None):
   started = time.monotonic()
   keep_freed_memory()
   workdir = epath.Path(workdir)
-  _keep_programs(workdir)
   consistency.compare(hosts, consistency.software(config))
   with _locked(workdir, hosts):
     config, init = initialization.begin(config, workdir, init, hosts)
     validate(config)
     consistency.compare(hosts, consistency.devices())
+    keep_programs(workdir)
     run_lib.create_mesh(config)  # what does not fit is told before the work
     corpus = _open_corpus(config, workdir, hosts, init)
     run = run_lib.create_run(config, corpus)
@@ -113,13 +114,6 @@ def train(config, workdir, hosts, init=None):
       raise
     finally:
       manager.close()
-
-
-def _keep_programs(workdir):
-  """Keeps compiled programs in the workdir, for the next start of the run."""
-  if jax.config.jax_compilation_cache_dir is None:
-    directory = workdir / "compiled"
-    jax.config.update("jax_compilation_cache_dir", str(directory))
 
 
 def _locked(workdir, hosts):
