@@ -1,6 +1,10 @@
 """JSON from outside: whatever the text holds, only ValueError comes of it."""
 
 import json
+import reprlib
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 60
 
 
 def parse_json(text):
@@ -33,3 +37,8 @@ def parse_json(text):
   except ValueError:  # what int() says of very long numbers
     raise ValueError("a number has more than 4,300 digits") from None
   return value
+
+
+def shorten(value):
+  """Returns what a value looks like, about 60 characters of each part."""
+  return _REPR.repr(value)

@@ -12,7 +12,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from bert_jax.config import default_config
 from bert_jax.data.rows import iterate_rows
-from bert_jax.data.tokenization import create_tokenizer
 from bert_jax.errors import UserError
 from bert_jax.inference.embeddings_file import (
   SUFFIXES,
@@ -111,10 +110,6 @@ def create_embedder(pretrained, layers, pooling, max_length, batch_size):
     UserError: no vocabulary, or a setting that the model can't serve.
   """
   config = pretrained.bert_config
-  if pretrained.vocab is None:
-    raise UserError(
-      f"{pretrained.source} has no vocabulary; expected a vocab.txt"
-    )
   chosen = parse_layers(layers, config.num_hidden_layers)
   max_length = pretrained.max_length if max_length is None else max_length
   if not 4 <= max_length <= config.max_position_embeddings:
@@ -124,7 +119,7 @@ def create_embedder(pretrained, layers, pooling, max_length, batch_size):
     )
   if batch_size < 1:
     raise UserError(f"--batch_size={batch_size}; expected at least 1")
-  tokenizer = create_tokenizer(pretrained.vocab, pretrained.lowercase)
+  tokenizer = pretrained.create_tokenizer()
   tokenizer.enable_truncation(max_length)
   mesh = mesh_lib.create_mesh(default_config().mesh)
   return Embedder(
@@ -239,10 +234,12 @@ def _create_batch(rows, embedder):
   return ids, a_length, length
 
 
-def _checked(rows, path):
-  """Yields rows; raises UserError if there is none."""
+def _checked(rows, path, pretrained):
+  """Yields rows; raises UserError for none, or pairs that can't be told."""
   row = None
   for row in rows:
+    if row[1] is not None:
+      pretrained.check_pairs()
     yield row
   if row is None:
     raise UserError(f"{path} is empty; expected one text a line")
@@ -285,7 +282,7 @@ def embed_file(
   embedder = create_embedder(
     pretrained, layers, pooling, max_length, batch_size
   )
-  rows = _checked(iterate_rows(input_path, text_key), input_path)
+  rows = _checked(iterate_rows(input_path, text_key), input_path, pretrained)
   num_cut = 0
 
   def embedded():

@@ -3,10 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from bert_jax.data.tokenization import create_tokenizer
 from bert_jax.errors import UserError
 from bert_jax.model.bert import BertForPreTraining, create_params
-from bert_jax.weights.pretrained import load_init, take_over
+from bert_jax.weights.pretrained import load_init, print_report, take_over
 
 
 def fill_mask(params, config, tokenizer, text, num_fillings=5):
@@ -68,6 +67,7 @@ def fill_texts(model, texts):
     raise UserError(
       f"{model} has no vocabulary or no masked-LM head; expected both"
     )
-  tokenizer = create_tokenizer(pretrained.vocab, pretrained.lowercase)
+  print_report(pretrained, fresh)
+  tokenizer = pretrained.create_tokenizer()
   for text in texts:
     yield text, fill_mask(params, config, tokenizer, text)

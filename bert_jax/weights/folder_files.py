@@ -6,7 +6,7 @@ name: nothing else can be trusted to end, or to be the folder's.
 
 import os
 
-from bert_jax.data.json_text import parse_json
+from bert_jax.data.json_text import parse_json, shorten
 from bert_jax.errors import UserError
 
 # How a file begins that git-lfs has not downloaded yet.
@@ -121,12 +121,6 @@ _SPELLED = {
   dict: "an object",
   list: "a list",
 }
-
-
-def shorten(value):
-  """Returns what a value looks like, at most 60 characters of it."""
-  text = repr(value)
-  return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def plain_name(name, index):

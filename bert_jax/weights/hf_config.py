@@ -2,10 +2,11 @@
 
 import dataclasses
 
+from bert_jax.data.json_text import shorten
 from bert_jax.errors import UserError
 from bert_jax.model.bert_config import BertConfig
 from bert_jax.weights import hf
-from bert_jax.weights.folder_files import load_json, shorten
+from bert_jax.weights.folder_files import get, load_json
 
 # transformers' BertConfig has our defaults, and this one.
 _DEFAULT_VOCAB_SIZE = 30522
@@ -125,3 +126,33 @@ def _check_numbers(config, path):
 
 def _is_number(value):
   return type(value) in (int, float)
+
+
+def load_head_settings(path, num_labels):
+  """Reads what config.json says of a fine-tuned model's output layer.
+
+  Args:
+    path: `epath.Path`.
+    num_labels: outputs of the layer.
+
+  Returns:
+    (transformers' class or "?", its word for the loss or None, tuple of str:
+    what each output stands for).
+
+  Raises:
+    UserError: a value is of another type, or two outputs have one name.
+  """
+  saved = load_json(path)
+  architectures = get(saved, "architectures", list, [], path)
+  architecture = architectures[0] if architectures else "?"
+  names = get(saved, "id2label", dict, {}, path)
+  labels = tuple(names.get(str(i), f"LABEL_{i}") for i in range(num_labels))
+  if not all(isinstance(label, str) for label in (architecture, *labels)):
+    raise UserError(
+      f"architectures or id2label of {path} is not of names; expected text"
+    )
+  if len(set(labels)) < len(labels):
+    raise UserError(
+      f"id2label of {path} names two outputs alike; expected each once"
+    )
+  return architecture, get(saved, "problem_type", str, None, path), labels

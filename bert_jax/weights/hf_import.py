@@ -62,7 +62,7 @@ def from_hf(tensors, config, files=None):
   files = files or {}
   found = _modern_names(tensors, files)
   _check_sizes(found, tensors, config, files)
-  shapes = jax.eval_shape(lambda: create_params(config, jax.random.key(0)))
+  shapes = _abstract_params(config)
   params, used = {}, set()
   for path, abstract in hf.flatten(shapes).items():
     name = hf.hf_name(path)
@@ -82,6 +82,11 @@ def from_hf(tensors, config, files=None):
     and not _is_tied_copy(name, tensors[spelled], found, tensors)
   )
   return flax.traverse_util.unflatten_dict(params, sep="/"), unused
+
+
+@functools.lru_cache(maxsize=4)
+def _abstract_params(config):
+  return jax.eval_shape(lambda: create_params(config, jax.random.key(0)))
 
 
 def _modern_names(tensors, files):
@@ -173,9 +178,8 @@ def without_masked_lm_head(tensors):
 
 def _from_tensor(path, config, tensor, abstract, where):
   """Returns a parameter of one of Hugging Face's tensors."""
-  expected = jax.eval_shape(
-    functools.partial(hf.convert, path, config), abstract
-  )
+  nothing = np.broadcast_to(np.float32(0), abstract.shape)
+  expected = hf.convert(path, config, nothing)
   if tensor.shape != expected.shape:
     raise UserError(
       f"{where} has shape {tensor.shape}; expected {expected.shape} from "

@@ -10,15 +10,11 @@ import dataclasses
 
 import tokenizers
 
+from bert_jax.data.json_text import shorten
 from bert_jax.data.tokenization import SPECIAL_TOKENS, create_tokenizer
 from bert_jax.errors import UserError
 from bert_jax.weights import hf
-from bert_jax.weights.folder_files import (
-  get,
-  load_json_if_any,
-  read_text,
-  shorten,
-)
+from bert_jax.weights.folder_files import get, load_json_if_any, read_text
 from bert_jax.weights.hf_vocabulary import (
   load_listed_ids,
   load_tokenizer_ids,
@@ -131,7 +127,7 @@ def load_tokenization(folder, vocab_size):
         f"{number}; expected one"
       )
   vocab = name_rows(ids, vocab_size, folder)
-  added = tuple(token for _, token in added)
+  added = tuple(t for _, t in added if t.content not in SPECIAL_TOKENS)
   if files.tokenizer:
     ours = create_tokenizer(vocab, lowercase is not False, strip_accents)
     ours.add_tokens(list(added))
@@ -252,22 +248,22 @@ def _load_ids(files, notes):
 
 
 def _added_tokens(files, ids, notes):
-  """Returns a list of (id, `AddedToken`) besides BERT's special tokens."""
+  """Returns a list of (id, `AddedToken`), BERT's special tokens included."""
   found = {}
-  for number, token in files.added.items():
-    found[number] = (token, {})
+  for content, number in files.added.items():
+    found[content] = (number, {})
   path = files.tokenizer_path
   for token in get(files.tokenizer, "added_tokens", list, [], path):
     _add(found, token, token.get("id") if isinstance(token, dict) else 0, path)
   path = files.settings_path
   decoder = get(files.settings, "added_tokens_decoder", dict, {}, path)
   for number, token in decoder.items():
-    _add(found, token, int(number) if number.isdecimal() else number, path)
+    is_whole = number.isdecimal() and len(number) < 10
+    _add(found, token, int(number) if is_whole else number, path)
   _add_special_tokens(files, ids, found, notes)
   return [
     (number, _create_added_token(content, token))
     for content, (number, token) in found.items()
-    if content not in SPECIAL_TOKENS
   ]
 
 

@@ -1,8 +1,9 @@
 """Reads the vocabulary of a foreign folder: which row each token has."""
 
+from bert_jax.data.json_text import shorten
 from bert_jax.data.tokenization import SPECIAL_TOKENS
 from bert_jax.errors import UserError
-from bert_jax.weights.folder_files import get, read_text, shorten
+from bert_jax.weights.folder_files import get, read_text
 
 # A vocabulary that names fewer of the table's rows was cut.
 _MAX_UNNAMED_ROWS = 1_024

@@ -143,11 +143,18 @@ def _check_name(source):
   """Returns the path of a source; raises UserError if nothing can print it."""
   try:
     str(source).encode()
+    path = epath.Path(source)
+    path.exists()
   except UnicodeEncodeError:
     raise UserError(
       f"--init={source!a} is not UTF-8; expected a name that is"
     ) from None
-  return epath.Path(source)
+  except (OSError, ValueError) as e:  # too long, or with a null byte
+    raise UserError(
+      f"--init={source!a} can't be looked for: "
+      f"{getattr(e, 'strerror', None) or e}"
+    ) from None
+  return path
 
 
 def _with_modules(found, modules):
@@ -206,7 +213,7 @@ def print_report(pretrained, fresh):
   leaves = jax.tree.leaves(pretrained.params)
   print(
     f"init: {pretrained.source}: {len(leaves)} tensors, "
-    f"{sum(leaf.size for leaf in leaves):,} parameters; "
+    f"{_count_parameters(pretrained):,} parameters; "
     f"{config.num_hidden_layers} layers of {config.hidden_size}, "
     f"{config.vocab_size:,} tokens, "
     f"{'lower-cased' if pretrained.lowercase else 'cased'}"
@@ -219,6 +226,17 @@ def print_report(pretrained, fresh):
       print(f"init: {label} {_group(names)}")
   for note in pretrained.notes:
     print(f"init: {note}")
+
+
+def _count_parameters(pretrained):
+  """Returns the numbers of a model, without the padding of its vocabulary."""
+  config = pretrained.bert_config
+  flat = flax.traverse_util.flatten_dict(pretrained.params, sep="/")
+  padded = ("bert/embeddings/word_embeddings", "cls/predictions/bias")
+  return sum(
+    leaf[: config.vocab_size].size if path in padded else leaf.size
+    for path, leaf in flat.items()
+  )
 
 
 def _group(names):

@@ -2,13 +2,9 @@
 
 import dataclasses
 
+from bert_jax.data.json_text import shorten
 from bert_jax.errors import UserError
-from bert_jax.weights.folder_files import (
-  get,
-  load_json,
-  load_json_if_any,
-  shorten,
-)
+from bert_jax.weights.folder_files import get, load_json, load_json_if_any
 
 MODULES_FILE = "modules.json"
 # What a vector can be made by; more is told and left out.

@@ -440,6 +440,8 @@ def test_fresh_weights_stay_where_the_source_has_none(tmp_path, capsys):
   )
   print_report(pretrained, names)
   lines = capsys.readouterr().out.splitlines()
+  count = sum(p.numel() for p in model.bert.parameters())
+  assert f" {count:,} parameters;" in lines[0]
   assert lines[1:] == [
     "init: fresh weights for cls.predictions (5), cls.seq_relationship (2)",
     "init: passed over classifier (2)",
