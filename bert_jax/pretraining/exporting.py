@@ -5,15 +5,21 @@ import os
 
 from etils import epath
 
-from bert_jax.config import num_train_steps
+from bert_jax.config import default_config, num_train_steps
 from bert_jax.data.vocabulary import load_vocabulary
 from bert_jax.model.bert import create_bert_config
-from bert_jax.pretraining import initialization
+from bert_jax.pretraining import initialization, learning_curve, moments
+from bert_jax.sharding import mesh as mesh_lib
 from bert_jax.storage import metric_log
 from bert_jax.storage import workdir as workdir_lib
 from bert_jax.weights import hf
 from bert_jax.weights.pretrained import load_run_params
 
+_CURVE = """
+![learning curve](curve.png)
+
+The figures of every step that was logged are in `metrics.jsonl`.
+"""
 _MODEL_CARD = """\
 ---
 library_name: transformers
@@ -45,7 +51,7 @@ feed-forward {intermediate_size}, {hidden_act} |
 ## Held-out figures
 
 {held_out}
-
+{curve}
 ## What it is not good for
 
 It repeats what its text says and how it says it, with the biases and errors of
@@ -55,7 +61,9 @@ Licence: the text's licence decides; fill in the `license` field above.
 """
 
 
-def export(workdir, output, heads="pretraining", step=None):
+def export(
+  workdir, output, heads="pretraining", step=None, with_optimizer=False
+):
   """Exports a checkpoint.
 
   Args:
@@ -63,6 +71,8 @@ def export(workdir, output, heads="pretraining", step=None):
     output: folder to write; an earlier export is replaced.
     heads: a key of `hf.HEADS`.
     step: int, or "best"; the newest checkpoint by default.
+    with_optimizer: whether Adam's moments come along, in
+      optimizer.safetensors.
 
   Returns:
     the step exported, int.
@@ -75,6 +85,13 @@ def export(workdir, output, heads="pretraining", step=None):
   vocab = load_vocabulary(workdir / "vocab.txt")
   bert_config = create_bert_config(config, len(vocab))
   step, params = load_run_params(workdir, bert_config, step)
+  extras = _learning_curve(workdir, step)
+  if with_optimizer:
+    mesh = mesh_lib.create_mesh(default_config().mesh)
+    adam_state = moments.load_adam_state(
+      workdir, config, bert_config, mesh, step
+    )
+    extras["optimizer.safetensors"] = moments.to_file(adam_state, bert_config)
   hf.save_pretrained(
     output,
     params,
@@ -84,8 +101,26 @@ def export(workdir, output, heads="pretraining", step=None):
     heads=heads,
     model_card=_model_card(config, workdir, vocab, heads, step),
     max_length=config.model.max_position_embeddings,
+    extras=extras,
   )
   return step
+
+
+def _rows_until(workdir, step):
+  """Returns the rows of metrics.jsonl up to a step."""
+  return [row for row in metric_log.load_rows(workdir) if row["step"] <= step]
+
+
+def _learning_curve(workdir, step):
+  """Returns the files that show how a run came to a step, by name."""
+  rows = _rows_until(workdir, step)
+  if not rows:
+    return {}
+  lines = "".join(json.dumps(row) + "\n" for row in rows)
+  return {
+    "curve.png": learning_curve.plot_curve(rows),
+    "metrics.jsonl": lines.encode(),
+  }
 
 
 def _model_card(config, workdir, vocab, heads, step):
@@ -126,6 +161,7 @@ def _model_card(config, workdir, vocab, heads, step):
     warmup_steps=optimizer.warmup_steps,
     weight_decay=optimizer.weight_decay,
     held_out=_held_out_table(workdir, step),
+    curve=_CURVE if _rows_until(workdir, step) else "",
   )
 
 
@@ -144,11 +180,7 @@ def _without_folder(source):
 
 def _held_out_table(workdir, step):
   """Returns the last held-out figures up to a step as a Markdown table."""
-  rows = [
-    row
-    for row in metric_log.load_rows(workdir)
-    if row["split"] == "eval" and row["step"] <= step
-  ]
+  rows = [r for r in _rows_until(workdir, step) if r["split"] == "eval"]
   if not rows:
     return "None were measured."
   row = rows[-1]

@@ -1,5 +1,6 @@
 """The learning curve of a run, as a PNG and as text."""
 
+import io
 import itertools
 
 import matplotlib.figure
@@ -11,12 +12,14 @@ from bert_jax.storage import metric_log
 _WIDTH, _HEIGHT = 64, 12  # of the text, in characters
 
 
-def plot_curve(rows, path):
+def plot_curve(rows):
   """Draws masked-LM loss and NSP accuracy against the step.
 
   Args:
     rows: list of dicts with the keys `metric_log.FIELDS`.
-    path: `epath.Path` of the PNG to write.
+
+  Returns:
+    bytes of a PNG.
   """
   figure = matplotlib.figure.Figure(figsize=(8, 3.2), layout="constrained")
   panels = (
@@ -35,8 +38,9 @@ def plot_curve(rows, path):
     for step in _phase_switches(rows):
       axes.axvline(step, color="gray", linestyle=":", label="phase 2")
     axes.legend()
-  with path.open("wb") as f:
-    figure.savefig(f, format="png", dpi=120)
+  file = io.BytesIO()
+  figure.savefig(file, format="png", dpi=120)
+  return file.getvalue()
 
 
 def text_curve(rows, field="mlm_loss"):
@@ -99,5 +103,5 @@ def draw(workdir):
   rows = metric_log.load_rows(workdir)
   if not rows:
     raise UserError(f"{workdir} has no rows in metrics.jsonl; expected a run")
-  plot_curve(rows, workdir / "curve.png")
+  (workdir / "curve.png").write_bytes(plot_curve(rows))
   return text_curve(rows)
