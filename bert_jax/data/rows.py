@@ -6,6 +6,7 @@ import zlib
 from etils import epath
 
 from bert_jax.data.json_text import parse_json
+from bert_jax.data.regular_file import is_regular
 from bert_jax.errors import UserError
 
 SUFFIXES = (".txt", ".jsonl", ".txt.gz", ".jsonl.gz")
@@ -34,7 +35,7 @@ def iterate_rows(path, text_key):
       f"the name {str(path)!a} is not UTF-8; expected one that is"
     ) from None
   path = epath.Path(path)
-  if path.exists() and not path.is_file():
+  if path.exists() and not is_regular(path):
     raise UserError(f"{path} is a folder or a device; expected a file")
   if not path.name.endswith(SUFFIXES):
     raise UserError(f"{path} should end in {', '.join(SUFFIXES)}")

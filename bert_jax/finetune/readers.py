@@ -13,6 +13,7 @@ import numpy as np
 from etils import epath
 
 from bert_jax.data.json_text import parse_json
+from bert_jax.data.regular_file import is_regular
 from bert_jax.errors import UserError
 from bert_jax.finetune import values as values_lib
 
@@ -131,7 +132,7 @@ def read_text(path):
   """
   try:
     str(path).encode()
-    if path.exists() and not path.is_file():
+    if path.exists() and not is_regular(path):
       raise UserError(f"{path} is a folder or a device; expected a file")
     data = path.read_bytes()
   except UnicodeEncodeError:
@@ -222,7 +223,7 @@ def _table_records(path, rows, has_header, columns):
 def _tell_header(path, header, columns):
   """Says which line is no row where nothing shows that it is none."""
   numbers = columns and all(c.lstrip("-").isdecimal() for c in columns)
-  if numbers and not set(columns) & set(header):
+  if numbers and not set(columns) <= set(header):
     print(
       f"data: the first line of {path} is taken for the names of its columns, "
       f"{', '.join(header)[:60]!r} (if it is a row: "

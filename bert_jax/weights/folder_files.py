@@ -7,6 +7,7 @@ name: nothing else can be trusted to end, or to be the folder's.
 import os
 
 from bert_jax.data.json_text import parse_json, shorten
+from bert_jax.data.regular_file import is_regular
 from bert_jax.errors import UserError
 
 # How a file begins that git-lfs has not downloaded yet.
@@ -26,7 +27,7 @@ def check_file(path):
   try:
     if not path.exists():
       raise UserError(f"{path} is missing; expected a file")
-    if not path.is_file():
+    if not is_regular(path):
       raise UserError(f"{path} is a folder or a device; expected a file")
     with path.open("rb") as file:
       start = file.read(len(_LFS_POINTER))

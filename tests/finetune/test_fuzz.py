@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import pathlib
 import tempfile
 
@@ -265,11 +266,19 @@ def test_no_file_to_embed_ends_in_anything_but_texts_or_one_line(case):
 def test_names_and_places_that_hold_no_text_are_one_line(tmp_path, kind):
   config = create_config(kind, "squad")
   (tmp_path / "folder.tsv").mkdir()
-  for name in ("folder.tsv", "missing.tsv", "caf\udce9.tsv", "a\0b.tsv"):
+  os.mkfifo(tmp_path / "pipe.tsv")
+  os.mkfifo(tmp_path / "pipe.txt")
+  for name in (
+    "folder.tsv",
+    "pipe.tsv",
+    "missing.tsv",
+    "caf\udce9.tsv",
+    "a\0b.tsv",
+  ):
     with pytest.raises(UserError) as error:
       KINDS[kind].read_rows(str(tmp_path / name), config, True)
     assert_one_line(error.value)
-  for name in ("caf\udce9.txt", "a\0b.txt", "missing.txt"):
+  for name in ("pipe.txt", "caf\udce9.txt", "a\0b.txt", "missing.txt"):
     with pytest.raises(UserError) as error:
       list(iterate_rows(str(tmp_path / name), "text"))
     assert_one_line(error.value)

@@ -31,19 +31,15 @@ def test_only_the_output_layer_drops_where_only_it_is_asked_to():
     for rate in (None, 0.0, 0.75):
       config = dataclasses.replace(CONFIG, classifier_dropout=rate)
       module = module_class(config, 2)
-      params = module.init(
-        jax.random.key(0), ids, 0 * ids, ids == 1, deterministic=True
-      )
-      logits[rate] = np.asarray(
-        module.apply(
-          params,
-          ids,
-          0 * ids,
-          ids == 1,
-          deterministic=False,
-          rngs={"dropout": jax.random.key(1)},
-        )
-      )
+
+      @jax.jit
+      def draw(module=module):
+        inputs = (ids, 0 * ids, ids == 1)
+        params = module.init(jax.random.key(0), *inputs, deterministic=True)
+        rngs = {"dropout": jax.random.key(1)}
+        return module.apply(params, *inputs, deterministic=False, rngs=rngs)
+
+      logits[rate] = np.asarray(draw())
     # None takes hidden_dropout_prob, which is 0 here.
     np.testing.assert_array_equal(logits[None], logits[0.0])
     assert np.ptp(logits[0.0], axis=0).max() < 1e-6
