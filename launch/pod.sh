@@ -3,35 +3,25 @@
 #
 #   bash launch/pod.sh COMMAND [--settings=FILE] [--dry-run]
 #
-# up       does all of it until the run is finished, then deletes the slice
-# create   asks for the slice, which costs money once it is there
-# setup    installs code, packages and the corpus on every worker
-# train    starts training on every worker, or goes on with it
-# stop     ends training, which saves first; the slice stays and costs
+# up       checks, uploads, rents, follows the run to its end, collects
 # status   what is there, how far training is, what was spent
-# logs     the end of every worker's log
-# watch    worker 0's log as it grows
+# logs     the end of every machine's log
+# stop     has training save and end, then the slice goes
 # collect  copies the run from the bucket to runs/NAME and exports the model
-# delete   deletes the slice, all that costs by the hour
+# delete   deletes the slice at once, all that costs by the hour
 #
 # --settings=FILE is launch/settings.sh unless given; --dry-run prints every
 # command and runs none. PYTHON is the interpreter here (.venv/bin/python).
+# shellcheck disable=SC2154  # the settings and what other files set
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-# shellcheck source=launch/pod_settings.sh
-source launch/pod_settings.sh
-# shellcheck source=launch/pod_storage.sh
-source launch/pod_storage.sh
-# shellcheck source=launch/pod_money.sh
-source launch/pod_money.sh
-# shellcheck source=launch/pod_workers.sh
-source launch/pod_workers.sh
-# shellcheck source=launch/pod_up.sh
-source launch/pod_up.sh
+for part in settings bucket money slice checks up; do
+  # shellcheck disable=SC1090
+  source "launch/pod_$part.sh"
+done
 exec 3>&1 # where --dry-run prints, whatever is done with the output
 dry_run=false
 python="${PYTHON:-.venv/bin/python}"
-keep_alive=-oServerAliveInterval=15
 
 # say WORDS: tells and keeps a line.
 say() {
@@ -47,17 +37,14 @@ fail() {
 
 # run COMMAND: runs it, or prints it.
 run() {
-  if "$dry_run"; then
-    show "$@"
-  else
-    "$@"
-  fi
+  if "$dry_run" && [[ "$1" != cloud ]]; then show "$@"; else "$@"; fi
 }
 
 # show COMMAND: prints it so that it can be pasted.
 show() {
   local word line=()
   for word in "$@"; do
+    word="${word//"$state_dir"/runs/pod/$NAME}"
     [[ "$word" =~ ^[][A-Za-z0-9_./:=,@%+-]+$ ]] || word="${word@Q}"
     line+=("$word")
   done
@@ -69,92 +56,27 @@ cloud() {
   if "$dry_run"; then
     show gcloud "$@"
   else
-    timeout --foreground --kill-after=30 "${limit:-1800}" gcloud "$@" \
-      </dev/null
+    timeout --foreground --kill-after=10 "${limit:-300}" gcloud "$@" </dev/null
   fi
-}
-
-# make_once ARGUMENTS: as `cloud`, content with what is there already.
-make_once() {
-  local output status=0
-  output=$(cloud "$@" 2>&1) || status=$?
-  [[ "$status" == 0 || "$output" == *"already exists"* ]] && return
-  printf '%s\n' "$output" >&2
-  return "$status"
-}
-
-# remove_once ARGUMENTS: as `cloud`, content where there is nothing.
-remove_once() {
-  local errors status=0
-  errors=$(mktemp)
-  cloud "$@" 2>"$errors" || status=$?
-  if [[ "$status" != 0 ]] && is_not_found "$errors"; then status=0; fi
-  [[ "$status" == 0 ]] || cat "$errors" >&2
-  rm -f "$errors"
-  return "$status"
-}
-
-is_not_found() {
-  grep -qiE 'not[ _]found' "$1"
 }
 
 # error_line FILE: prints the line with an error, else the last one.
 error_line() {
-  { grep -m 1 ERROR "$1" || grep -v '^[[:space:]]*$' "$1" | tail -n 1; } |
-    cut -c 1-300
-}
-
-# look: sets slice_kind and slice_word and keeps the ledger. Kinds:
-#   absent    there is none                 empty    a group without machines
-#   queued    waiting, costs nothing        starting costs, can't be used yet
-#   ready     can be used                   lost     taken away, or failed
-#   leaving   being deleted                 unknown  gcloud did not say
-look() {
-  if "$dry_run"; then
-    slice_state >/dev/null
-    slice_kind=ready slice_word="dry run"
-    return
-  fi
-  read -r slice_kind slice_word < <(slice_state)
-  keep_ledger "$slice_kind"
-}
-
-create() {
-  upload_corpus
-  "$dry_run" || date +%s >"$state_dir/queued"
-  slice_create
-  say "create: asked for $ACCELERATOR_TYPE; once it is there it costs" \
-    "$(two_digits "$HOURLY_PRICE") an hour until bash launch/pod.sh delete"
-}
-
-# The chips shall not wait for text: token ids are made here and kept beside
-# the run, from where every worker takes them.
-upload_corpus() {
-  say "create: token ids in $CORPUS go to $WORKDIR/corpus"
-  run "$python" -m bert_jax.prepare "--config=$CONFIG" \
-    "--workdir=$state_dir/prepared" "--config.corpus.dir=$CORPUS" \
-    "${OVERRIDES[@]}"
-  storage_sync "$CORPUS" "$WORKDIR/corpus"
-}
-
-count_steps() {
-  "$python" launch/num_steps.py "--config=$CONFIG" "${OVERRIDES[@]}"
+  sed '/^[[:space:]]*$/d' "$1" | awk '
+    /ERROR/ { found = 1 }
+    { line = found == 2 ? line : $0; if (found) found = 2 }
+    END { print substr(line, 1, 300) }'
 }
 
 status() {
-  local steps
+  read_run
   look
   say "status: slice $NAME: $slice_kind ($slice_word)"
-  if [[ "$slice_kind" == ready ]]; then
-    on_workers "$state_command" || true
-    print_answers
-  fi
-  "$dry_run" && return
-  steps=$(count_steps) || exit
-  if run_is_finished "$steps"; then
-    say "status: all $steps steps are done"
+  if look_for_step && look_for_reports; then
+    [[ -z "$reports" ]] || say "$reports"
+    say "status: newest checkpoint in $WORKDIR: step $newest_step of $steps"
   else
-    say "status: newest checkpoint in $WORKDIR: step $(newest_step) of $steps"
+    say "status: the bucket does not answer: $(bucket_error)"
   fi
   say "status: $(spent) spent of the budget of $BUDGET, by this computer's" \
     "book; a slice costs $(two_digits "$HOURLY_PRICE") an hour"
@@ -162,68 +84,43 @@ status() {
 
 logs() {
   look
-  if [[ "$slice_kind" == ready ]]; then
-    on_workers 'tail -n 40 bert/train.log' || true
-    print_answers
-  else
-    say "logs: the slice is $slice_kind; these are the last of $WORKDIR/logs"
-    storage_sync "$WORKDIR/logs" "$state_dir/logs"
-    "$dry_run" && return
-    find "$state_dir/logs" -name '*-worker-*.log' | sort | tail -n "$HOSTS" |
-      xargs -r tail -n 40
-  fi
+  [[ "$slice" ]] || slice='*'
+  limit=120 cloud storage cat --display-url --range=-4000 \
+    "$WORKDIR/slices/$slice/*.log"
 }
 
-watch() {
-  limit=0 slice_ssh "$(first_worker)" 'tail -n 20 -F bert/train.log'
+# An `up` that is asking for a slice right now deletes it when it sees the mark.
+delete() {
+  set_mark delete
+  delete_slice
+  while ! "$dry_run" && running_up >/dev/null; do
+    tell "delete: waiting for the \`up\` that works on $NAME to end"
+    pause 1
+  done
+  look
+  [[ "$slice_kind" == absent ]] || "$dry_run" || delete_slice
 }
 
 # Everything that counts lies in the bucket: this needs no slice.
 collect() {
-  local folder="runs/$NAME" name step
-  step=$(newest_step)
-  if [[ "$step" == 0 ]]; then
-    say "collect: $WORKDIR has no checkpoint yet"
+  local folder="runs/$NAME" name
+  look_for_step || return
+  if [[ "$newest_step" == 0 ]] && ! "$dry_run"; then
+    say "collect: $WORKDIR has no whole checkpoint yet"
     return
   fi
+  run mkdir -p "$folder/checkpoints" "$folder/slices"
   for name in config.json vocab.txt metrics.jsonl; do
-    storage_copy "$WORKDIR/$name" "$folder" || return
+    cloud storage cp "$WORKDIR/$name" "$folder/$name" || return
   done
-  storage_copy "$WORKDIR/logs" "$folder" || say "collect: there are no logs"
-  storage_copy "$WORKDIR/checkpoints/$step" "$folder/checkpoints" || return
-  point_to_corpus "$folder/config.json"
+  limit=0 cloud storage cp --recursive "$WORKDIR/checkpoints/$newest_step" \
+    "$folder/checkpoints/" || return
+  limit=0 cloud storage rsync --recursive "$WORKDIR/slices" "$folder/slices" ||
+    return
   run "$python" -m bert_jax.export "--workdir=$folder" \
     "--output=$folder/export" || return
-  say "collect: step $step is in $folder; transformers loads $folder/export"
-}
-
-# The run's settings say where its workers had the corpus.
-point_to_corpus() {
-  run "$python" -c '
-import json, pathlib, sys
-path, corpus = map(pathlib.Path, sys.argv[1:])
-config = json.loads(path.read_text())
-config["corpus"]["dir"] = str(corpus)
-path.write_text(json.dumps(config, indent=2) + "\n")
-' "$1" "$CORPUS"
-}
-
-# Deletes until there is nothing left, however often that fails.
-delete() {
-  local tries=0
-  say "delete: the slice $NAME"
-  while true; do
-    slice_delete || true
-    "$dry_run" && return
-    look
-    [[ "$slice_kind" != absent ]] || break
-    tries=$((tries + 1))
-    say "delete: $NAME is still $slice_kind ($slice_word); it may cost" \
-      "$(two_digits "$HOURLY_PRICE") an hour; trying again (Ctrl-C ends this)"
-    back_off "$tries"
-  done
-  say "delete: the slice is gone; it costs nothing any more. $(spent) spent." \
-    "The bucket keeps $WORKDIR."
+  say "collect: step $newest_step is in $folder; transformers loads" \
+    "$folder/export"
 }
 
 # back_off TRIES: waits twice as long after each failure, half an hour at most.
@@ -243,15 +140,10 @@ check_tools() {
   # not slip in, and nothing may wait for an answer.
   export CLOUDSDK_CORE_PROJECT="$PROJECT" CLOUDSDK_CORE_DISABLE_PROMPTS=1
   if [[ "$ACCOUNT" ]]; then export CLOUDSDK_CORE_ACCOUNT="$ACCOUNT"; fi
-  "$dry_run" && return
-  command -v gcloud >/dev/null || fail "gcloud is not on PATH; expected" \
-    "Google Cloud's command line (see launch/README.md)"
   command -v "$python" >/dev/null || fail "$python is not there; expected the" \
     "installation of this checkout (bash launch/install.sh tpu)"
-}
-
-usage() {
-  sed -n '2,/^set /{/^set /d; s/^# \{0,1\}//; p}' launch/pod.sh
+  "$dry_run" || command -v gcloud >/dev/null || fail "gcloud is not on PATH;" \
+    "expected Google Cloud's command line (see launch/README.md)"
 }
 
 main() {
@@ -267,27 +159,25 @@ main() {
     esac
   done
   case "$command" in
-    up | create | setup | train | stop | status | logs | watch | collect | delete) ;;
+    up | status | logs | stop | collect | delete) ;;
     help | -h | --help)
-      usage
+      sed -n '3,/runs none/s/^# \{0,1\}//p' launch/pod.sh
       return
       ;;
-    *) fail "command is '$command'; expected up, create, setup, train, stop," \
-      "status, logs, watch, collect or delete" ;;
+    *) fail "command is '$command'; expected up, status, logs, stop, collect" \
+      "or delete" ;;
   esac
   load_settings "$settings"
+  state_dir="runs/pod/$NAME"
+  load_slice "$command"
+  if "$dry_run"; then
+    state_dir=$(mktemp -d)
+    trap 'rm -rf "$state_dir"' EXIT
+  fi
+  mkdir -p "$state_dir"
   # shellcheck source=launch/pod_queued_resources.sh
   source "launch/pod_${BACKEND//-/_}.sh"
-  state_dir="runs/pod/$NAME"
-  "$dry_run" || mkdir -p "$state_dir"
   check_tools
-  case "$command" in
-    setup | train | stop | watch)
-      look
-      [[ "$slice_kind" == ready ]] || fail "the slice $NAME is $slice_kind" \
-        "($slice_word); expected ready (see bash launch/pod.sh status)"
-      ;;
-  esac
   "$command"
 }
 

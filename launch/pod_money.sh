@@ -1,27 +1,21 @@
 # What the slices of a run have cost, and what the run is expected to cost.
 #
-# The ledger has a line "billed SECONDS PRICE" for each look that first found
-# a slice, and "free SECONDS" for the look that found it gone. It counts from
-# the last look that found the slice in the queue, so it never counts less
-# than the time that the slice existed.
+# The ledger has a line "billed SECONDS PRICE" for each slice and "free SECONDS"
+# for its end. It counts from the last look that found the slice in the queue
+# to ten minutes after the last report of its machines, or, where there is
+# none, to the look that found it gone: never less than the slice existed.
 # shellcheck shell=bash
-# shellcheck disable=SC2154  # python, dry_run, state_dir: set by pod.sh
+# shellcheck disable=SC2034,SC2154  # python, state_dir and more: set by the others
 
 # keep_ledger KIND: notes what a look at the slice found.
 keep_ledger() {
-  local now since
-  now=$(date +%s)
   case "$1" in
-    queued) echo "$now" >"$state_dir/queued" ;;
+    queued) touch "$state_dir/slice" ;;
     starting | ready | leaving)
-      is_billed && return
-      since=$(cat "$state_dir/queued" 2>/dev/null || echo "$now")
-      echo "billed $since $HOURLY_PRICE" >>"$state_dir/ledger"
-      ;;
+      is_billed || echo "billed $(date -r "$state_dir/slice" +%s)" \
+        "$HOURLY_PRICE" >>"$state_dir/ledger" ;;
     absent | empty)
-      if is_billed; then echo "free $now" >>"$state_dir/ledger"; fi
-      rm -f "$state_dir/queued"
-      ;;
+      if is_billed; then echo "free $(end_of_bill)" >>"$state_dir/ledger"; fi ;;
   esac
 }
 
@@ -29,9 +23,15 @@ is_billed() {
   [[ "$(tail -n 1 "$state_dir/ledger" 2>/dev/null)" == billed* ]]
 }
 
-# Whether a slice is, or may come to be, there.
-is_asked_for() {
-  [[ -f "$state_dir/queued" ]] || is_billed
+end_of_bill() {
+  local now last=''
+  now=$(date +%s)
+  if look_for_reports; then
+    last=$(sed -nE 's/.* at=([0-9]+) .*/\1/p' <<<"$reports" | sort -n |
+      tail -n 1)
+  fi
+  last=$((${last:-$now} + 600))
+  echo $((last < now ? last : now))
 }
 
 # Prints what all slices of the run have cost until now.
@@ -49,11 +49,15 @@ seconds_left() {
   calculate "($BUDGET - $(spent)) / $HOURLY_PRICE * 3600" | sed 's/\..*//'
 }
 
-# check_cost STEPS: prints what the run is expected to cost, and refuses one
-# that does not fit the slice or the budget.
+# check_cost: prints what the run is expected to cost, and refuses one that
+# does not fit the slice or the budget.
 check_cost() {
-  local steps_done plan fits hours money low high left
-  plan=$(load_plan) || fail "plan failed (see above); nothing was rented"
+  local plan fits hours money low high left
+  plan=$(run "$python" -m bert_jax.plan "--config=$CONFIG" \
+    "--topology=$ACCELERATOR_TYPE" \
+    "--price_per_chip_hour=$PRICE_PER_CHIP_HOUR" --json "${config_flags[@]}") ||
+    fail "plan failed (see above); nothing was rented"
+  "$dry_run" && return
   read -r fits hours money low high < <("$python" -c '
 import json, sys
 plan = json.load(sys.stdin)
@@ -64,36 +68,19 @@ print("yes" if plan["fits"] else "no", *(f"{n:.2f}" for n in numbers))
   [[ "$fits" == yes ]] || fail "the run does not fit in the memory of" \
     "$ACCELERATOR_TYPE; expected smaller batches or more chips (see python -m" \
     "bert_jax.plan --config=$CONFIG --topology=$ACCELERATOR_TYPE)"
-  steps_done=$(newest_step)
-  left=$(calculate "1 - $steps_done / $1")
+  left=$(two_digits "(1 - $newest_step / $steps) * $money")
   say "cost: $CHIPS chips at $PRICE_PER_CHIP_HOUR an hour are" \
     "$(two_digits "$HOURLY_PRICE") an hour"
-  say "cost: $1 steps take $hours hours and cost $money ($low to $high)" \
-    "by plan's estimate; $steps_done of them are done"
-  say "cost: $(two_digits "$left * $money") expected from here;" \
-    "$(spent) spent of the budget of $BUDGET"
-  if holds "$(spent) + $left * $money > $BUDGET"; then
+  say "cost: $steps steps take $hours hours and cost $money ($low to $high)" \
+    "by plan's estimate; $newest_step of them are done"
+  say "cost: $left expected from here; $(spent) spent of the budget of $BUDGET"
+  if holds "$(spent) + $left > $BUDGET"; then
     fail "BUDGET is $BUDGET; expected at least" \
-      "$(two_digits "$(spent) + $left * $money"): spent and still to spend" \
+      "$(two_digits "$(spent) + $left"): spent and still to spend" \
       "(in $settings_file)"
   fi
 }
 
 two_digits() {
   printf '%.2f' "$(calculate "$1")"
-}
-
-# Prints plan's JSON; compiling takes minutes, so it is kept.
-load_plan() {
-  local command=("$python" -m bert_jax.plan "--config=$CONFIG"
-    "--topology=$ACCELERATOR_TYPE"
-    "--price_per_chip_hour=$PRICE_PER_CHIP_HOUR" --json "${OVERRIDES[@]}")
-  local key kept
-  key=$({ printf '%s\n' "${command[@]}" && cat configs/*.py; } | sha256sum)
-  kept="$state_dir/plan-${key:0:16}.json"
-  if [[ ! -f "$kept" ]]; then
-    "${command[@]}" >"$kept.tmp" || return
-    mv "$kept.tmp" "$kept"
-  fi
-  cat "$kept"
 }

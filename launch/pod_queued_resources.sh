@@ -1,75 +1,57 @@
 # The slice as a queued resource of the Cloud TPU API: v4, v5e, v5p, v6e.
 # shellcheck shell=bash
-# shellcheck disable=SC2154  # python, dry_run, state_dir: set by pod.sh
+# shellcheck disable=SC2034,SC2154  # the settings and place: set by the others
 
+# slice_create STARTUP_SCRIPT SECONDS: Google forgets a request that was not
+# met in QUEUE_HOURS; a slice that came ends by the startup script.
 slice_create() {
   local flags=("${CAPACITY_FLAGS[@]}")
-  if [[ "${#flags[@]}" == 0 && "$SPOT" == yes ]]; then flags=(--spot); fi
+  if ((!${#flags[@]})) && [[ "$CAPACITY" == spot ]]; then flags=(--spot); fi
   if [[ "$INTERNAL_IPS" == yes ]]; then flags+=(--internal-ips); fi
   if [[ "$SERVICE_ACCOUNT" ]]; then
     flags+=("--service-account=$SERVICE_ACCOUNT" --scopes=cloud-platform)
   fi
   cloud compute tpus queued-resources create "$NAME" "--node-id=$NAME" \
-    "--zone=$ZONE" "--project=$PROJECT" \
-    "--accelerator-type=$ACCELERATOR_TYPE" \
-    "--runtime-version=$RUNTIME_VERSION" "${flags[@]}" --async
+    "${place[@]}" "--accelerator-type=$ACCELERATOR_TYPE" \
+    "--runtime-version=$RUNTIME_VERSION" \
+    "--valid-until-duration=${queue_seconds}s" \
+    "--metadata-from-file=startup-script=$1" "${flags[@]}" --async
 }
 
-# Prints the kind of state (see look in pod.sh) and Google's word for it.
+# slice_state: prints Google's word for it.
 slice_state() {
-  local word errors
-  errors=$(mktemp)
-  if word=$(limit=120 cloud compute tpus queued-resources describe "$NAME" \
-    "--zone=$ZONE" "--project=$PROJECT" '--format=value(state.state)' \
-    2>"$errors"); then
-    case "$word" in
-      ACTIVE) echo "ready $word" ;;
-      ACCEPTED | CREATING | WAITING_FOR_RESOURCES) echo "queued $word" ;;
-      PROVISIONING) echo "starting $word" ;;
-      SUSPENDING | SUSPENDED | FAILED | PREEMPTED) echo "lost $word" ;;
-      DELETING) echo "leaving $word" ;;
-      *) echo "unknown $word" ;;
-    esac
-  elif is_not_found "$errors"; then
-    echo "absent NOT_FOUND"
-  else
-    echo "unknown $(error_line "$errors")"
-  fi
-  rm -f "$errors"
+  cloud compute tpus queued-resources describe "$NAME" "${place[@]}" \
+    '--format=value(state.state)'
 }
 
-slice_delete() {
-  remove_once compute tpus queued-resources delete "$NAME" "--zone=$ZONE" \
-    "--project=$PROJECT" --force --quiet
+# kind_of WORD: prints the kind of state (see look in pod_slice.sh).
+kind_of() {
+  case "$1" in
+    ACTIVE) echo ready ;;
+    ACCEPTED | CREATING | WAITING_FOR_RESOURCES) echo queued ;;
+    PROVISIONING) echo starting ;;
+    SUSPENDING | SUSPENDED | PREEMPTED) echo lost ;;
+    FAILED) echo failed ;;
+    DELETING) echo leaving ;;
+    *) echo unknown ;;
+  esac
 }
 
-# Prints what slice_ssh takes, a line for each worker.
-slice_workers() {
-  seq 0 $((HOSTS - 1))
+# What Google calls the thing in the message that it is not there.
+resource_kind=queuedResources
+
+# slice_reason: prints why it failed.
+slice_reason() {
+  cloud compute tpus queued-resources describe "$NAME" "${place[@]}" |
+    sed -n 's/^ *message: *//p' | head -n 1
 }
 
-# slice_ssh WORKER COMMAND
-slice_ssh() {
-  if [[ "$INTERNAL_IPS" == yes ]]; then
-    # The only one of the two that can tunnel.
-    cloud compute tpus queued-resources ssh "$NAME" "--zone=$ZONE" \
-      "--project=$PROJECT" --node=all "--worker=$1" --tunnel-through-iap \
-      "--command=$2"
-  else
-    cloud compute tpus tpu-vm ssh "$NAME" "--zone=$ZONE" \
-      "--project=$PROJECT" "--worker=$1" "--ssh-flag=$keep_alive" \
-      "--command=$2"
-  fi
+# delete_command NAME: sets words, all that has to be deleted to pay no more.
+delete_command() {
+  words=(compute tpus queued-resources delete "$1" "${place[@]}" --force
+    --quiet)
 }
 
-# slice_scp FILE: copies a file into the home folder of every worker.
-slice_scp() {
-  if [[ "$INTERNAL_IPS" == yes ]]; then
-    cloud compute tpus queued-resources scp "$1" "$NAME:${1##*/}" "--zone=$ZONE" \
-      "--project=$PROJECT" --node=all --worker=all --batch-size=8 \
-      --tunnel-through-iap
-  else
-    cloud compute tpus tpu-vm scp "$1" "$NAME:${1##*/}" "--zone=$ZONE" \
-      "--project=$PROJECT" --worker=all
-  fi
+slice_remove_rest() {
+  :
 }

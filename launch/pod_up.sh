@@ -1,16 +1,18 @@
 # `up`: brings a run to its end, whatever happens to the slice on the way.
 #
-# It keeps nothing in mind but a few counts: at each turn it looks at the
-# bucket, the slice and the workers, and does the one thing that comes next.
-# So it can be killed at any moment and started again.
+# The slice works by itself: its machines install, train, report to the bucket
+# and delete the slice at the end. `up` asks for it, asks again after it was
+# taken away, and carries the model home. At each turn it looks at the bucket
+# and the slice and does what comes next, so it can be killed at any moment and
+# started again.
 # shellcheck shell=bash
-# shellcheck disable=SC2154  # python, dry_run, state_dir: set by pod.sh
+# shellcheck disable=SC2034,SC2154  # settings, dry_run, state_dir: set by the others
 
 max_failures=3 # in a row and without a new checkpoint
-max_unreachable=10 # looks at a slice that is there but does not answer
+told='' # what `tell` said last
+max_silent_looks=40 # at a slice whose machines do not report
 
 up() {
-  local steps
   if "$dry_run"; then
     dry_up
     return
@@ -18,236 +20,211 @@ up() {
   take_turn
   trap tell_what_costs EXIT
   trap 'exit 130' INT TERM HUP
-  steps=$(count_steps) || exit
-  if ! run_is_finished "$steps"; then
-    check_cost "$steps"
-    upload_corpus
-    bring_to_end "$steps"
-  fi
+  read_run
+  { clear_mark && look_for_step; } ||
+    fail "the bucket did not answer: $(bucket_error); expected $WORKDIR to be" \
+      "readable and writable (gcloud auth login; BUCKET in $settings_file)"
+  ((newest_step >= steps)) || bring_to_end
   say "up: all $steps steps are done; the slice goes first, it costs money"
-  delete
+  delete_slice
   collect || fail "collect failed, but the slice is gone and $WORKDIR holds" \
     "the run; try bash launch/pod.sh collect again"
 }
 
 # Every command of a run in which nothing happens.
 dry_up() {
-  show "$python" -m bert_jax.plan "--config=$CONFIG" \
-    "--topology=$ACCELERATOR_TYPE" \
-    "--price_per_chip_hour=$PRICE_PER_CHIP_HOUR" --json "${OVERRIDES[@]}"
-  create
+  read_run
+  look_for_step
+  check_before_renting
+  upload_all
+  request_slice
   look
-  setup
-  train
-  look
-  delete
+  delete_slice
   collect
 }
 
 # Two of them would delete each other's slices.
 take_turn() {
   local other
-  other=$(cat "$state_dir/up.pid" 2>/dev/null) || true
-  if [[ "$other" != "$$" ]] &&
-    grep -qs pod.sh "/proc/${other:-none}/cmdline"; then
+  if other=$(running_up) && [[ "$other" != "$$" ]]; then
     fail "up works on $NAME already, as process $other; expected one at a time"
   fi
   echo "$$" >"$state_dir/up.pid"
 }
 
+# running_up: prints the process of the `up` that works on this run here.
+running_up() {
+  local pid
+  pid=$(cat "$state_dir/up.pid" 2>/dev/null) || return
+  grep -qs pod.sh "/proc/$pid/cmdline" && echo "$pid"
+}
+
 # However `up` ends, nobody shall pay without knowing.
 tell_what_costs() {
   is_asked_for || return 0
-  say "up: ended, but the slice $NAME is or will be there and costs" \
-    "$(two_digits "$HOURLY_PRICE") an hour ($(spent) spent)." \
-    "To go on: bash launch/pod.sh up --settings=$settings_file." \
+  say "up: ended, but the slice $NAME is or will be there, goes on by itself" \
+    "and costs $(two_digits "$HOURLY_PRICE") an hour ($(spent) spent) until" \
+    "the run is finished or the budget used up." \
+    "To follow it: bash launch/pod.sh up --settings=$settings_file." \
     "To pay no more: bash launch/pod.sh delete --settings=$settings_file"
 }
 
-# bring_to_end STEPS: returns when the checkpoint of the last step is there.
+# bring_to_end: returns when the checkpoint of the last step is there.
 bring_to_end() {
-  local create_failures=0 setup_failures=0 train_failures=0 unreachable=0
-  local uneven=0 last_end_step=-1 looks=0 told='' seen='' stamp
-  pack
-  while ! run_is_finished "$1"; do
+  local failures=0 silent=0 missing=0 waits=0 before='' seen='' code='' best="$newest_step"
+  while true; do
+    look_for_mark || tell "up: the bucket does not answer: $(bucket_error)"
+    if [[ "$mark" ]]; then end_for_mark; fi
     look
-    if is_billed && holds "$(spent) >= $BUDGET"; then end_for_budget; fi
-    if [[ "$slice_kind $slice_word" != "$seen" ]]; then
-      say "up: slice $NAME: $slice_kind ($slice_word)"
-      seen="$slice_kind $slice_word"
+    if is_asked_for && holds "$(spent) >= $BUDGET"; then end_for_budget; fi
+    tell "up: slice $NAME: $slice_kind ($slice_word)"
+    # Without the bucket's word nothing is done that could not be undone.
+    if ! { look_for_step && look_for_reports; }; then
+      tell "up: the bucket does not answer: $(bucket_error)"
+      pause "$POLL_SECONDS"
+      continue
     fi
+    if ((newest_step > best)); then failures=0 best="$newest_step"; fi
+    ((newest_step < steps)) || return 0
+    if [[ "$slice_kind" != absent ]]; then seen="$slice" missing=0; fi
     case "$slice_kind" in
-      absent | empty) try_create ;;
-      lost)
-        say "up: the slice was taken away or failed; deleting what is left"
-        delete
-        ;;
-      ready) drive "$1" ;;
-      *)
-        refuse_if_hopeless
-        # Such as hours without a network, or a login that ran out.
-        looks=$((looks + 1))
-        if ((looks % 100 == 0)); then seen=''; fi
+      absent | empty | lost | failed) replace_slice ;;
+      ready) follow_training ;;
+      unknown)
+        is_asked_for || [[ "$code" ]] || fail "gcloud can't look at $NAME in" \
+          "$ZONE: $slice_word; nothing was rented"
         pause "$POLL_SECONDS"
         ;;
+      *) pause "$POLL_SECONDS" ;;
     esac
   done
 }
 
-# tell LINE: says it, and what was spent, unless it was told last.
+# tell LINE: says it unless it was said already.
 tell() {
-  [[ "$1" == "$told" ]] || say "$1; $(spent) spent"
-  told="$1"
+  [[ $'\n'"$told"$'\n' == *$'\n'"$1"$'\n'* ]] || say "$1"
+  told="$(tail -n 20 <<<"$told")"$'\n'"$1"
 }
 
-try_create() {
-  local output status=0
+# replace_slice: there is none, or what is left of one.
+replace_slice() {
+  end_if_given_up
+  silent=0 before=''
+  case "$slice_kind" in
+    failed) fail_slice "Google gave the request up: $(slice_reason || true)" ;;
+    lost)
+      say "up: the slice was taken away; deleting what is left of it"
+      delete_slice
+      ;;
+    *)
+      # A request may take a moment until Google shows it.
+      if is_asked_for && [[ "$seen" != "$slice" ]] && ((missing < 5)); then
+        missing=$((missing + 1))
+        pause "$POLL_SECONDS"
+        return
+      fi
+      if is_asked_for; then
+        say "up: the slice has gone; $(spent) spent"
+        rm -f "$state_dir/slice"
+      fi
+      try_request
+      ;;
+  esac
+}
+
+try_request() {
+  local status=0 errors="$state_dir/create_error"
+  if [[ -z "$code" ]]; then
+    check_before_renting
+    upload_all
+  fi
+  look_for_mark || return 0
+  if [[ "$mark" ]]; then return; fi
   say "up: asking for $ACCELERATOR_TYPE in $ZONE"
-  date +%s >"$state_dir/queued"
-  output=$(slice_create 2>&1) || status=$?
-  if [[ "$status" == 0 || "$output" =~ ALREADY_EXISTS|already\ exists ]]; then
-    create_failures=0
+  request_slice 2>"$errors" || status=$?
+  if [[ "$status" == 0 ]]; then
+    waits=0 missing=0
     pause "$POLL_SECONDS"
-    return
-  fi
-  local reason
-  reason=$(grep -m 1 ERROR <<<"$output" || tail -n 1 <<<"$output")
-  if will_never_work "$output"; then
-    rm -f "$state_dir/queued"
-    say "up: nothing was rented; gcloud would refuse again: $reason"
-    exit 1
-  fi
-  create_failures=$((create_failures + 1))
-  say "up: no slice (try $create_failures): $reason"
-  back_off "$create_failures"
-}
-
-# Where gcloud never was able to say anything, such as without a login.
-refuse_if_hopeless() {
-  if [[ "$slice_kind" == unknown ]] && ! is_asked_for &&
-    will_never_work "$slice_word"; then
-    fail "gcloud can't be used like this: $slice_word; nothing was rented"
-  fi
-}
-
-# Mistakes in the settings or rights; all else (quota, no capacity, the
-# network) may be better later, and waiting costs nothing.
-will_never_work() {
-  local pattern='PERMISSION_DENIED|INVALID_ARGUMENT|SERVICE_DISABLED|'
-  pattern+='UNAUTHENTICATED|has not been used in project|billing|'
-  pattern+='unrecognized arguments|invalid choice|argument --|'
-  pattern+='auth login|active account|Required .* permission|Invalid value'
-  grep -qiE "$pattern" <<<"$1"
-}
-
-# drive STEPS: sees to the workers of a slice that is ready.
-drive() {
-  local answers active=0 count
-  if ! on_workers "$state_command"; then
-    unreachable=$((unreachable + 1))
-    say "up: a worker does not answer ($unreachable of $max_unreachable)"
-    if ((unreachable >= max_unreachable)); then
-      say "up: giving this slice back and asking for another one"
-      delete
-      unreachable=0
-    else
-      pause "$POLL_SECONDS"
-    fi
-    return
-  fi
-  unreachable=0
-  answers=$(print_answers)
-  count=$(wc -l <<<"$answers")
-  active=$(grep -c ' unit=active ' <<<"$answers") || true
-  if ((active == count)); then
-    uneven=0
-    tell "up: $(sed -n '1s/.* last=//p' <<<"$answers")"
-    pause "$POLL_SECONDS"
-  elif ((active > 0)); then
-    mend_uneven "$answers"
-  elif run_is_finished "$1"; then
-    return
-  elif grep -qv " setup=$stamp " <<<"$answers"; then
-    try_setup
+  # Waiting costs nothing.
+  elif grep -qiE 'RESOURCE_EXHAUSTED|quota|stockout|no more capacity' "$errors"; then
+    say "up: no slice yet: $(error_line "$errors")"
+    rm -f "$state_dir/slice"
+    waits=$((waits + 1))
+    back_off "$waits"
   else
-    if grep -q ' ended=[0-9]' <<<"$answers"; then note_end "$answers"; fi
-    start_training
+    fail_slice "the request was refused: $(error_line "$errors")"
   fi
 }
 
-# Some workers train and some do not: those that never began are started;
-# where one has ended the others follow it, or are ended.
-mend_uneven() {
-  uneven=$((uneven + 1))
-  if grep -q ' unit=inactive ended=none' <<<"$1"; then
-    start_training
-  elif ((uneven >= 10)); then
-    say "up: some workers ended and the others hang; ending them"
-    stop || true
-    uneven=0
+# fail_slice WORDS: counts a failure, deletes the slice, waits or gives up.
+fail_slice() {
+  failures=$((failures + 1))
+  say "up: $* (failure $failures of $max_failures in a row)"
+  if ((failures >= max_failures)); then give_up "$*"; fi
+  delete_slice
+  back_off "$failures"
+}
+
+# follow_training: the machines report, or have gone silent.
+follow_training() {
+  end_if_given_up
+  if [[ "$reports" == "$before" ]] ||
+    (($(grep -c . <<<"$reports") < HOSTS)); then
+    silent=$((silent + 1))
   else
-    tell "up: some workers have ended; waiting for the others"
+    silent=0
+  fi
+  before="$reports"
+  if [[ "$reports" == *guard=refused* ]]; then
+    tell "up: the machines may not delete the slice; keep this computer on$(
+    ) until the end (launch/README.md, step 4)"
+  fi
+  [[ -z "$reports" ]] || tell "up: $(sed -nE '1s/: guard=.* phase=([a-z]+) last=/ \1: /p' <<<"$reports")"
+  if ((silent >= max_silent_looks)); then
+    silent=0
+    fail_slice "$(grep -c ' phase=' <<<"$reports") of $HOSTS machines" \
+      "reported, and nothing new came in $max_silent_looks looks"
+  else
     pause "$POLL_SECONDS"
   fi
 }
 
-try_setup() {
-  if setup; then
-    setup_failures=0
-    return
-  fi
-  setup_failures=$((setup_failures + 1))
-  say "up: setup failed ($setup_failures of $max_failures)"
-  if ((setup_failures >= max_failures)); then
-    print_answers | tail -n 20
-    give_up "setup failed $setup_failures times; see above and $state_dir"
-  fi
-  back_off "$setup_failures"
-}
-
-start_training() {
-  if train; then return; fi
-  train_failures=$((train_failures + 1))
-  say "up: training can't be started ($train_failures of $max_failures)"
-  if ((train_failures >= max_failures)); then
-    give_up "training could not be started; see above"
-  fi
-  back_off "$train_failures"
-}
-
-# note_end ANSWERS: training ended on all workers before its last step.
-note_end() {
-  local step first
-  step=$(newest_step)
-  if ((step > last_end_step)); then train_failures=0; fi
-  last_end_step="$step"
-  train_failures=$((train_failures + 1))
-  first=$(grep -m 1 ' ended=[1-9]' <<<"$1" || head -n 1 <<<"$1")
-  say "up: training ended ($train_failures of $max_failures without a new" \
-    "checkpoint; the newest is step $step): ${first:0:300}"
-  # Status 2 is a mistake in the settings; trying again would not mend it.
-  if ((train_failures >= max_failures)) || grep -q ' ended=2 ' <<<"$1"; then
-    on_workers 'tail -n 40 bert/train.log' || true
-    print_answers | tee -a "$state_dir/pod.log"
-    give_up "training failed; the ends of the logs are above, the whole ones" \
-      "in $WORKDIR/logs. Mend it, then run up again: it goes on from step $step"
-  fi
-  back_off "$train_failures"
+# end_if_given_up: a machine that can't go on has the slice deleted.
+end_if_given_up() {
+  local phase
+  phase=$(grep -oE ' phase=(failed|deadline|stopped)' <<<"$reports" |
+    head -n 1) || return 0
+  case "$phase" in
+    *deadline) end_for_budget ;;
+    *stopped) mark=stop && end_for_mark ;;
+  esac
+  grep 'phase=failed' <<<"$reports" | cut -c 1-400 | while read -r line; do
+    say "$line"
+  done
+  give_up "training can't go on (see above; the whole logs are in" \
+    "$WORKDIR/slices/$slice). Mend it, then run up again: it goes on from" \
+    "step $newest_step"
 }
 
 end_for_budget() {
   say "up: $(spent) spent, the budget of $BUDGET is used up; saving"
-  if [[ "$slice_kind" == ready ]]; then stop || true; fi
-  delete
+  stop
   collect || true
-  say "up: stopped at the budget at step $(newest_step). To go on, raise" \
+  look_for_step || true
+  say "up: stopped at the budget at step $newest_step. To go on, raise" \
     "BUDGET in $settings_file and run up again"
   exit 3
 }
 
+end_for_mark() {
+  say "up: $mark was asked for; run up again to go on"
+  if [[ "$mark" == stop ]]; then stop; else delete_slice; fi
+  exit 1
+}
+
 # give_up WORDS: ends without leaving anything that costs money.
 give_up() {
+  delete_slice
   say "up: giving up: $*"
-  delete
   exit 1
 }

@@ -25,23 +25,23 @@ echo "== 1. Train: text, vocabulary, token ids, then both phases =="
 "$python" -m bert_jax.train --config="$config" --workdir="$workdir" "$@"
 
 echo
-echo "== 2. Evaluate on held-out documents =="
-"$python" -m bert_jax.evaluate --workdir="$workdir"
-
-echo
-echo "== 3. Export to Hugging Face's form =="
+echo "== 2. Export to Hugging Face's form =="
 "$python" -m bert_jax.export --workdir="$workdir" --output="$workdir/export"
 
 echo
-echo "== 4. Fill masks with the exported folder =="
+echo "== 3. Fill masks with the exported folder =="
 "$python" -m bert_jax.fill_mask --model="$workdir/export" \
   --text="the congress of the united [MASK] ." \
   --text="we must [MASK] the rights of our citizens ." \
   --text="the secretary of the [MASK] has made his annual report ."
 
 echo
-echo "== 5. The learning curve =="
+echo "== 4. The learning curve =="
 "$python" -m bert_jax.curve --workdir="$workdir"
+
+echo
+echo "== 5. What the figures mean, on held-out documents =="
+"$python" -m bert_jax.evaluate --workdir="$workdir"
 
 cat <<EOF
 

@@ -18,20 +18,26 @@ BACKEND=queued-resources
 ACCELERATOR_TYPE=v5litepod-16
 # Software of the machines; empty takes the one documented for the type.
 RUNTIME_VERSION=
-# yes costs less and may be taken away at any moment; `up` brings it back.
-SPOT=yes
-# What to ask for instead of what SPOT says, such as (--reserved).
+# spot: cheap, may be taken away at any moment, and `up` asks for it again.
+# flex-start: up to 7 days, not taken away (instance-group only). on-demand.
+CAPACITY=spot
+# What to ask for instead of what CAPACITY says, such as (--reserved).
 CAPACITY_FLAGS=()
+# Hours that a request may wait in Google's queue before it lapses.
+QUEUE_HOURS=24
 # yes if the machines get no external addresses (then Cloud NAT is needed).
 INTERNAL_IPS=no
-# Whom the machines act as: must read and write the bucket. Empty: the default.
+# Whom the machines act as: writes the bucket, deletes the slice. Empty: the
+# project's default account.
 SERVICE_ACCOUNT=
 # Whom gcloud acts as here, such as me@example.com. Empty: whom it uses now.
 ACCOUNT=
 
 # Checkpoints, figures and logs go to BUCKET/NAME.
 BUCKET=gs://my-bucket
-# What to train, as for `python -m bert_jax.train`.
+# What to train, as for `python -m bert_jax.train`. A vocabulary
+# (--config.corpus.vocab_file) or a model to start from (--init, and then
+# --extend_vocab and --init_optimizer) that lies here is uploaded.
 CONFIG=configs/bert_base.py
 OVERRIDES=(
   --config.corpus.source='texts/*.txt.gz'
@@ -40,8 +46,8 @@ OVERRIDES=(
 CORPUS=runs/my-bert/corpus
 
 # What one chip costs an hour, from the price list, and what the run may cost
-# in the same currency. `up` asks for no more, and stops at it.
+# in the same currency. `up` asks for no more, and the slice ends at it.
 PRICE_PER_CHIP_HOUR=1.20
 BUDGET=150
-# How often `up` looks at the slice.
+# How often `up` looks at the slice, and how often its machines report.
 POLL_SECONDS=30

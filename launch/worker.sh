@@ -1,178 +1,174 @@
-#!/usr/bin/env bash
-# Runs on every worker of a slice, in the home folder's bert/; pod.sh calls it.
+# The life of one machine of a slice: at every boot Google runs this as root,
+# with the settings that pod_slice.sh writes in front of it.
+#
+# Nobody needs to watch: the machine installs, trains, reports to the bucket
+# and deletes the slice when the run is finished, can't go on, or its time is
+# over. Three systemd units: bert-guard (the deadline), bert (setup and the
+# loop below), bert-train (Python, which gets SIGTERM and saves).
+# shellcheck shell=bash disable=SC2154  # the settings written in front
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-# shellcheck source=launch/pod_storage.sh
-source launch/pod_storage.sh
+export HOME="${HOME:-/root}" PATH="$PATH:/snap/bin"
+mkdir -p /var/lib/bert
+cd /var/lib/bert
+reports="$workdir/slices/$slice"
 
-run() {
-  "$@"
+# A boot that is not the first, such as after maintenance, moves no deadline.
+boot() {
+  local deadline seconds
+  [[ "$0" -ef worker.sh ]] || cp "$0" worker.sh
+  [[ -s first_boot ]] || date +%s >first_boot
+  deadline=$(($(cat first_boot) + allowed_seconds))
+  seconds=$(((deadline < latest ? deadline : latest) - $(date +%s)))
+  unit bert-guard --on-active="$((seconds > 1 ? seconds : 1))s" \
+    --timer-property=AccuracySec=1s bash worker.sh end_at_deadline
+  curl -sf -H 'Metadata-Flavor: Google' >worker \
+    http://metadata.google.internal/computeMetadata/v1/instance/attributes/agent-worker-number ||
+    hostname >worker
+  unit bert bash worker.sh work
 }
 
-# setup WORKDIR: Python, packages, the corpus; prints the versions.
+# unit NAME FLAGS COMMAND: runs it as a systemd unit, which outlives the caller.
+unit() {
+  local name="$1"
+  shift
+  systemd-run --quiet --collect --unit="$name" --working-directory="$PWD" \
+    --setenv=HOME="$HOME" --setenv=PATH="$PATH" \
+    --property=KillMode=mixed --property=TimeoutStopSec=300 \
+    --property=LimitMEMLOCK=infinity \
+    --property=StandardOutput=append:"$PWD/log" \
+    --property=StandardError=append:"$PWD/log" "$@"
+}
+
+work() {
+  local phase=failed tries=0
+  try_guard
+  echo setup >phase
+  while report; do
+    obey_mark
+    sleep "$report_seconds"
+  done &
+  until bash worker.sh setup; do
+    tries=$((tries + 1))
+    ((tries < 3)) || end failed
+    sleep "$report_seconds"
+  done
+  train
+  end "$phase"
+}
+
+# Whether the slice may delete itself is seen by deleting one that is not there:
+# Google looks for the right first.
+try_guard() {
+  local answer
+  answer=$(gcloud "${try_command[@]}" 2>&1) || true
+  if grep -qi 'was not found' <<<"$answer"; then
+    echo armed >guard
+  else
+    echo refused >guard
+    printf 'guard: this machine may not delete the slice: %s\n' "$answer"
+  fi
+}
+
+last_line() {
+  tail -c 400 log | tr '\r' '\n' | grep . | tail -n 1
+}
+
+# report: a line about this machine, and its log, into the bucket.
+report() {
+  local worker
+  worker=$(cat worker)
+  printf 'worker %s: guard=%s at=%s phase=%s last=%s\n' "$worker" \
+    "$(cat guard)" "$(date +%s)" "$(cat phase)" "$(last_line)" >report
+  gcloud storage cp log "$reports/worker-$worker.log" >/dev/null 2>&1 || true
+  gcloud storage cp report "$reports/worker-$worker.report" >/dev/null 2>&1 || true
+}
+
+# obey_mark: `pod.sh stop` and `delete` leave a mark in the bucket.
+obey_mark() {
+  if gcloud storage ls "$workdir/mark" >/dev/null 2>&1; then
+    touch stopped
+    systemctl stop bert-train || true
+  fi
+}
+
 setup() {
-  exec 8>setup.lock
-  flock 8 # a setup whose ssh was cut off may still be at work
-  rm -f setup.stamp
-  if storage_exists "$1/constraints.txt"; then
-    storage_copy "$1/constraints.txt" .
+  gcloud storage cp "$workdir/code/$code.tar.gz" code.tar.gz
+  rm -rf bert_jax configs launch
+  tar -xzf code.tar.gz
+  mkdir -p "$corpus" inputs
+  gcloud storage rsync --recursive "$workdir/corpus" "$corpus"
+  # Only what is missing may fail: without it training says what it lacks.
+  gcloud storage rsync --recursive "$workdir/inputs" inputs 2>/dev/null || true
+  # The versions of the run's first slice, so that later ones get the same.
+  if gcloud storage cp "$workdir/constraints.txt" . 2>/dev/null; then
     export PIP_CONSTRAINT="$PWD/constraints.txt"
   fi
-  install
-  storage_sync "$1/corpus" corpus
-  print_versions
-}
-
-# accept STAMP: setup is done, here and on the other workers.
-accept() {
-  echo "$1" >setup.stamp
-}
-
-# The system's Python is 3.10, on which pip would find only an old jax.
-install() {
-  export PATH="$HOME/.local/bin:$PATH"
-  if ! command -v uv >/dev/null; then
-    python3 -m pip install --quiet --user uv ||
-      curl -LsSf https://astral.sh/uv/install.sh | sh
-  fi
+  # The system's Python is 3.10, on which pip would find only an old jax.
+  python3 -m pip --version || { apt-get update &&
+    apt-get -o DPkg::Lock::Timeout=600 install -y python3-pip; }
+  python3 -m pip install --quiet uv==0.13.9
   # Without this stamp an earlier setup was cut off in the middle.
   [[ -f .venv/installed-tpu ]] || rm -rf .venv
-  [[ -d .venv ]] || uv venv --quiet --python 3.12 --seed .venv
+  [[ -d .venv ]] || python3 -m uv venv --quiet --python 3.12 --seed .venv
   bash launch/install.sh tpu
-}
-
-print_versions() {
-  .venv/bin/python - <<'END'
-import importlib.metadata
-import sys
-
-packages = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint")
-found = {name: importlib.metadata.version(name) for name in packages}
-python = ".".join(map(str, sys.version_info[:3]))
-print("versions python", python, *(f"{k} {v}" for k, v in found.items()))
-jax = tuple(map(int, found["jax"].split(".")[:2]))
-if not (3, 11) <= sys.version_info[:2] <= (3, 13) or jax < (0, 10):
-  sys.exit("error: expected Python 3.11 to 3.13 and jax 0.10 or newer")
-END
-}
-
-# keep_versions WORKDIR: so that a later slice of the run gets the same ones.
-keep_versions() {
-  .venv/bin/python -m pip freeze --exclude-editable |
-    grep -E '^[A-Za-z0-9._-]+==' >constraints.txt
-  storage_copy constraints.txt "$1"
-}
-
-# Prints one line about setup, the training's unit, its end and its log.
-state() {
-  local unit=inactive
-  case "$(systemctl is-active bert 2>/dev/null)" in
-    active | activating | deactivating) unit=active ;;
-  esac
-  echo "setup=$(cat setup.stamp 2>/dev/null || echo none) unit=$unit" \
-    "ended=$(cat ended 2>/dev/null || echo none)" \
-    "last=$(tail -n 1 train.log 2>/dev/null | tail -c 300 | tr '\r' '\n' |
-      tail -n 1)"
-}
-
-# start WORKER WORKDIR ARGUMENTS: trains as a unit of its own, which outlives
-# this ssh and gets SIGTERM when the machine is taken away.
-start() {
-  local worker="$1" workdir="$2" log
-  shift 2
-  if [[ "$(state)" == *" unit=active "* ]]; then
-    echo "training runs already"
-    return
+  [[ "$(cat worker)" == 0 ]] || exit 0
+  # On the CPU: the chips of a slice answer to all of its machines or to none.
+  JAX_PLATFORMS=cpu .venv/bin/python -m bert_jax.preflight --workdir="$workdir"
+  if [[ ! -f constraints.txt ]]; then
+    .venv/bin/python -m pip freeze --exclude-editable |
+      grep -E '^[A-Za-z0-9._-]+==' >versions.txt
+    gcloud storage cp versions.txt "$workdir/constraints.txt"
   fi
-  free_chips
-  rm -f ended
-  mkdir -p logs
-  log="$PWD/logs/$(date -u +%Y%m%dT%H%M%SZ)-worker-$worker.log"
-  : >"$log"
-  ln -sfn "$log" train.log
-  # A stalled read from the bucket is given up and tried again.
-  sudo systemd-run --quiet --collect --unit=bert \
-    --uid="$(id -u)" --gid="$(id -g)" --working-directory="$PWD" \
-    --setenv=HOME="$HOME" --setenv=PATH="$PATH" \
-    --setenv=PYTHONUNBUFFERED=1 \
-    --setenv=TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS=60 \
-    --property=KillSignal=SIGTERM --property=KillMode=mixed \
-    --property=TimeoutStopSec=300 \
-    --property=StandardOutput=append:"$log" \
-    --property=StandardError=append:"$log" \
-    bash "$PWD/launch/worker.sh" train "$log" "$workdir" "$@"
-  echo "training started"
 }
 
-# A process that was killed leaves libtpu's lockfile, and the next one would
-# be told that the chips are in use.
-free_chips() {
-  local holders devices
-  mapfile -t devices < <(compgen -G '/dev/accel*' || true
-    compgen -G '/dev/vfio/*' || true)
-  if ((${#devices[@]})); then
-    holders=$(sudo lsof -t "${devices[@]}" 2>/dev/null | sort -u | xargs) || true
-    if [[ "$holders" ]]; then
-      echo "error: the chips are in use by process $holders; expected none" \
-        "(end it, then train again)" >&2
-      return 1
-    fi
-  fi
-  sudo rm -f "${TMPDIR:-/tmp}/libtpu_lockfile"
-}
-
-# train LOG WORKDIR ARGUMENTS: the unit; passes SIGTERM on and keeps the log
-# and the exit status.
+# train: sets phase to how it ended. A crash is tried again from the newest
+# checkpoint; three without a new one, or a mistake in the settings, end it.
 train() {
-  local log="$1" workdir="$2" child status keeper
-  shift 2
-  # A session of its own: nobody but the trap below signals it.
-  setsid .venv/bin/python -m bert_jax.train "--workdir=$workdir" "$@" &
-  child=$!
-  trap 'kill -TERM "$child" 2>/dev/null' TERM INT
-  keep_log "$log" "$workdir" &
-  keeper=$!
-  while true; do
+  local failures=0 best=0 step status last
+  while [[ ! -f stopped ]]; do
+    echo training >phase
+    # Left behind by a process that was killed, it says the chips are in use.
+    rm -f /tmp/libtpu_lockfile
     status=0
-    wait "$child" || status=$?
-    # `wait` also ends when the trap has run.
-    kill -0 "$child" 2>/dev/null || break
+    # A stalled read from the bucket is given up and tried again.
+    unit bert-train --wait --setenv=PYTHONUNBUFFERED=1 \
+      --setenv=TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS=60 \
+      .venv/bin/python -m bert_jax.train --workdir="$workdir" \
+      "${train_flags[@]}" || status=$?
+    last=$(last_line)
+    step=$(gcloud storage ls "$workdir/checkpoints/*/commit_success.txt" \
+      2>/dev/null | grep -oE '[0-9]+/commit' | sort -n | tail -n 1 |
+      grep -oE '[0-9]+') || step="$best"
+    if ((step >= steps)); then
+      phase=finished
+      return
+    fi
+    failures=$((step > best ? 1 : failures + 1)) best="$step"
+    echo "worker: training ended with status $status after step $step" \
+      "($failures of 3 times without a new checkpoint): $last"
+    if ((status == 2 || failures >= 3)); then return; fi
+    sleep "$report_seconds"
   done
-  echo "$status" >ended.tmp
-  mv ended.tmp ended
-  kill "$keeper" 2>/dev/null || true
-  storage_copy "$log" "$workdir/logs" >/dev/null 2>&1 || true
-  return "$status"
+  phase=stopped
 }
 
-# The machine's disk goes with it.
-keep_log() {
-  while sleep 60; do
-    storage_copy "$1" "$2/logs" >/dev/null 2>&1 || true
+end_at_deadline() {
+  systemctl stop bert || true # or it would train again
+  systemctl stop bert-train || true
+  end deadline
+}
+
+# end PHASE: deletes the slice, the first machine first: the others may still
+# be about to save what it waits for.
+end() {
+  echo "$1" >phase
+  report
+  [[ "$(cat worker)" == 0 ]] ||
+    sleep "$report_seconds" "$report_seconds" "$report_seconds"
+  until gcloud "${delete_command[@]}"; do
+    report
+    sleep "$report_seconds"
   done
 }
 
-# Ends training; it saves first.
-stop() {
-  sudo systemctl stop bert 2>/dev/null || true
-}
-
-# guard SECONDS COMMAND: has this machine end training and delete the slice
-# when the budget is used up, in case nobody does it from outside.
-guard() {
-  sudo systemctl stop bert-guard 2>/dev/null || true
-  sudo systemd-run --quiet --collect --unit=bert-guard \
-    --working-directory="$PWD" \
-    bash "$PWD/launch/worker.sh" delete_after "$@"
-}
-
-delete_after() {
-  local seconds="$1"
-  shift
-  sleep "$seconds" & # so that SIGTERM is heard at once
-  wait $!
-  stop
-  until "$@"; do sleep 60; done
-}
-
-"$@"
+"${@:-boot}"

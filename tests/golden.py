@@ -20,7 +20,11 @@ from bert_jax.data import corpus as corpus_lib
 from bert_jax.data.examples import Examples
 from bert_jax.data.tokenization import SPECIAL_TOKENS
 from bert_jax.model.bert import create_bert_config, create_params
-from bert_jax.model.dropout import draw_keep, draw_words
+from bert_jax.model.dropout import (
+  draw_attention_keep,
+  draw_keep,
+  draw_words,
+)
 from bert_jax.pretraining import objective as objective_lib
 from bert_jax.pretraining.masking import create_masking_vocab, mask_tokens
 from bert_jax.sharding import mesh as mesh_lib
@@ -66,6 +70,7 @@ def compute():
     **_examples(corpus),
     **_masks(corpus),
     "kept by dropout": _dropout(),
+    "kept by attention dropout": _attention_dropout(),
     "losses": _losses(corpus),
   }
 
@@ -114,6 +119,13 @@ def _dropout():
   words = draw_words(jax.random.key(0), 2, 2)
   kept = [draw_keep(one, 0.1, (2, 8, 16)) for one in words]
   return np.asarray(kept, np.int32).reshape(2, 2, -1).tolist()
+
+
+def _attention_dropout():
+  """A mask of two rows, three heads and eight positions, as 0 and 1."""
+  (words,) = draw_words(jax.random.key(0), 1, 2)
+  kept = draw_attention_keep(words, 0.1, 3, 8)
+  return np.asarray(kept, np.int32).reshape(2, 3, -1).tolist()
 
 
 def _losses(corpus):

@@ -1,12 +1,14 @@
 """Settings: the paper's numbers, what is refused, what may change."""
 
 import importlib.util
+import math
 import pathlib
 
 import pytest
 
 from bert_jax import config as config_lib
 from bert_jax.errors import UserError
+from bert_jax.pretraining.masking import count_predictions
 
 CONFIGS = sorted(
   path
@@ -86,6 +88,12 @@ def test_every_config_is_valid_and_says_how_to_run_it(path):
     ("optimizer.grad_accumulation", 3),
     ("mesh.data", 0),
     ("log.every_steps", 0),
+    ("optimizer.max_grad_norm", 0.0),
+    ("optimizer.eps", -1e-6),
+    ("optimizer.beta1", 1.5),
+    ("optimizer.weight_decay", -0.01),
+    ("corpus.language", "klingon"),
+    ("masking.rate", 0.4),  # more than phase1.max_predictions holds
   ],
 )
 def test_a_wrong_setting_is_named_with_what_it_takes(key, value):
@@ -112,6 +120,41 @@ def test_an_unknown_key_brings_the_nearest_known_one(typo, meant):
   assert config_lib.suggest_key(typo, known) == meant
 
 
+NUMBERS = [
+  key
+  for key, value in config_lib.flatten(config_lib.default_config()).items()
+  if type(value) in (int, float)
+]
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+def test_every_number_has_a_range(key):
+  config = config_lib.default_config()
+  default = config_lib.flatten(config)[key]
+  wrong = (-2,) if isinstance(default, int) else (-2.0, math.inf, math.nan)
+  for value in wrong:
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(UserError, match=f"config.{key} is "):
+      config_lib.validate(config)
+
+
+@pytest.mark.parametrize(
+  ("length", "rate"), [(128, 0.15), (128, 0.4), (64, 0.3)]
+)
+def test_no_sequence_has_more_to_predict_than_max_predictions(length, rate):
+  """The smallest value that is accepted holds what masking takes."""
+  config = config_lib.default_config()
+  config.masking.rate = rate
+  config.phase2.num_steps = 0
+  config.phase1.max_seq_length = length
+  most = count_predictions(length, rate, length).max()
+  config.phase1.max_predictions = int(most)
+  config_lib.validate(config)
+  config.phase1.max_predictions = int(most) - 1
+  with pytest.raises(UserError, match=f"phase1.max_predictions .* {most} to"):
+    config_lib.validate(config)
+
+
 def test_steps_and_logging_may_change_but_the_model_may_not():
   saved = config_lib.default_config().to_dict()
   config = config_lib.default_config()
@@ -119,6 +162,7 @@ def test_steps_and_logging_may_change_but_the_model_may_not():
   config.log.every_steps = 1
   config.mesh.data = 4
   config.checkpoint.keep = 9
+  config.model.remat = True
   assert config_lib.differing_keys(config, saved) == []
   config.model.hidden_size = 64
   config.phase1.batch_size = 8

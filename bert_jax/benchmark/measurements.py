@@ -1,16 +1,15 @@
 """Measures the step and its input, each in a process of its own."""
 
-import concurrent.futures
 import copy
 import datetime
 import importlib.util
-import multiprocessing
 import os
 import sys
 import tempfile
 
 from bert_jax.benchmark import ours as ours_lib
 from bert_jax.config import validate
+from bert_jax.distributed.child_process import call_alone
 from bert_jax.errors import DoesNotFitError, UserError
 from bert_jax.pretraining.run import PHASES
 
@@ -184,24 +183,17 @@ def _utilised(row, device):
 
 
 def alone(function, *arguments):
-  """Calls a function in a new process, which takes its memory along.
+  """Calls a function in a new process; a crash there tells that it won't fit.
 
-  Args:
-    function: at the top of a module, since that is imported there.
-    *arguments: its arguments.
-
-  Returns:
-    what it returns.
+  Same arguments and result as `child_process.call_alone`.
 
   Raises:
     DoesNotFitError: the process was killed, as happens for memory.
   """
-  context = multiprocessing.get_context("spawn")
-  with concurrent.futures.ProcessPoolExecutor(1, context) as process:
-    try:
-      return process.submit(function, *arguments).result()
-    except concurrent.futures.process.BrokenProcessPool:
-      raise DoesNotFitError("its process was killed") from None
+  try:
+    return call_alone(function, *arguments)
+  except ChildProcessError as e:
+    raise DoesNotFitError(str(e)) from None
 
 
 def describe(row):

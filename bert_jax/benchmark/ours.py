@@ -103,7 +103,7 @@ def measure_step(config, name, seconds):
 def _measure_step(config, name, seconds):
   run, stage, state = _create_stage(config, name)
   started = time.perf_counter()
-  (step,) = loop_lib.compile_stages([stage], state)
+  ((step,),) = loop_lib.compile_stages([stage], state)
   compile_seconds = time.perf_counter() - started
   batch = next(stage.iterate_batches(0))
   batch = rows_lib.global_batch(run.mesh, batch)
@@ -167,7 +167,7 @@ def measure_training(config, name, seconds):
   """
   keep_freed_memory()
   run, stage, state = _create_stage(config, name)
-  (step,) = loop_lib.compile_stages([stage], state)
+  ((step,),) = loop_lib.compile_stages([stage], state)
   clock = StepClock(stage.batch_size, stage.max_seq_length, 0, None)
   batches = stage.iterate_batches(0)
 

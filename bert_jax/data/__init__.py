@@ -1,1 +1,5 @@
-"""From raw text to training batches; everything but `pipeline` is numpy."""
+"""From raw text to training batches.
+
+Rule: numpy and no JAX, so that workers start at once; only `pipeline` imports
+TensorFlow.
+"""

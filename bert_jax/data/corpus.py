@@ -6,16 +6,15 @@
     vocab.txt      the WordPiece vocabulary of the token ids
     manifest.json  what it was made from, its counts and checksums
     report.json    what `prepare` measured of it
+    verified.json  which files were found to match the manifest's checksums
 
-While it is being written there is also progress.json: how many chunks of text
-are in, and the sizes of the files at that point. A writer that was killed
-truncates the files to these sizes and goes on; the bytes come out the same.
 No padding, no pairs and no masks are stored: both phases read the same files.
+Documents with the same token ids are stored once.
 """
 
+import contextlib
 import dataclasses
 import json
-import os
 import pathlib
 import zlib
 
@@ -23,22 +22,22 @@ import numpy as np
 
 from bert_jax.data.vocabulary import load_vocabulary
 from bert_jax.errors import UserError
+from bert_jax.storage import paths
 
+# Of the files' format. Version 1 named documents by a hash of their text.
+VERSION = 2
 DOCUMENT = np.dtype(
   [
     ("start", "<i8"),  # its first token in tokens.bin
     ("num_tokens", "<i8"),
     ("first_sentence", "<i8"),  # in sentences.bin
     ("num_sentences", "<i8"),
-    ("hash", "<u8"),  # of its text
+    ("hash", "<u8"),  # of its token ids
+    ("source", "<i8"),  # number of its entry in `corpus.source`
   ]
 )
-# One token for sentence A and one for sentence B.
-MIN_DOCUMENT_TOKENS = 2
-# Two to train on and two held out: a random next sentence comes from another
-# document.
-MIN_DOCUMENTS = 4
-_STREAMS = ("tokens.bin", "sentences.bin", "documents.bin")
+_MANIFEST_KEYS = {"settings", "file_bytes", "crc32", "fingerprint"}
+_CHECKED_BYTES = 2**24  # at once
 # Of a finished corpus, in the order to copy them.
 FILES = (
   "vocab.txt",
@@ -99,24 +98,78 @@ def open_corpus(directory):
 
 def open_written(directory, manifest):
   """Opens the files that `manifest` describes; see `open_corpus`."""
-  for name, size in manifest["file_bytes"].items():
-    path = directory / name
-    found = _size(path)
-    if found != size:
-      raise UserError(
-        f"{path} has {found} bytes; expected {size} by its manifest (delete "
-        "the folder and prepare again)"
-      )
+  check_version(directory, manifest)
+  _verify(directory, manifest)
   return Corpus(
     vocab=load_vocabulary(directory / "vocab.txt"),
-    tokens=_map_file(directory / "tokens.bin", np.uint16),
-    sentence_starts=_map_file(directory / "sentences.bin", np.uint32),
+    tokens=map_file(directory / "tokens.bin", np.uint16),
+    sentence_starts=map_file(directory / "sentences.bin", np.uint32),
     documents=np.load(directory / "documents.npy"),
     manifest=manifest,
   )
 
 
-def _map_file(path, dtype):
+def check_version(directory, manifest):
+  """Raises UserError if another version of the format was written there."""
+  found = manifest.get("version", 1)
+  if found != VERSION:
+    raise UserError(
+      f"{directory} holds a corpus of format {found}; expected format {VERSION}"
+      " (delete the folder and prepare again)"
+    )
+
+
+def _verify(directory, manifest):
+  """Compares files with the manifest's checksums, once for each copy of them.
+
+  Raises:
+    UserError: one differs; names it.
+  """
+  noted = directory / "verified.json"
+  stamps = {
+    name: [file_size(directory / name), _changed(directory / name)]
+    for name in manifest["crc32"]
+  }
+  if load_json(noted) == [manifest["fingerprint"], stamps]:
+    return
+  for name, expected in manifest["crc32"].items():
+    path = directory / name
+    size = manifest["file_bytes"].get(name)
+    if size is not None and file_size(path) != size:
+      raise UserError(
+        f"{path} has {file_size(path)} bytes; expected {size} by its manifest "
+        "(delete the folder and prepare again)"
+      )
+    found = checksum(path)
+    if found != expected:
+      raise UserError(
+        f"{path} has the checksum {found:08x}; expected {expected:08x} by its "
+        "manifest (delete the folder and prepare again)"
+      )
+  # A folder that may only be read is verified by every reader.
+  with contextlib.suppress(OSError):
+    write_json(noted, [manifest["fingerprint"], stamps])
+
+
+def checksum(path, size=None):
+  """Returns the CRC-32 of a file or of its first `size` bytes; 0 without it."""
+  crc, left = 0, file_size(path) if size is None else size
+  if not path.exists():
+    return 0
+  with open(path, "rb") as f:
+    while chunk := f.read(min(_CHECKED_BYTES, left)):
+      crc = zlib.crc32(chunk, crc)
+      left -= len(chunk)
+  return crc
+
+
+def _changed(path):
+  """Returns when a file was last changed, in nanoseconds; 0 without it."""
+  return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def map_file(path, dtype):
+  """Maps a file into memory as an array of `dtype`."""
   # As a plain array: np.memmap's own indexing costs more than the look-up.
   return np.asarray(np.memmap(path, dtype, "r"))
 
@@ -126,16 +179,37 @@ def load_manifest(directory):
 
   Args:
     directory: `epath.Path` or `pathlib.Path`.
+
+  Raises:
+    UserError: the file is damaged.
   """
   path = directory / "manifest.json"
-  return json.loads(path.read_text()) if path.exists() else None
+  if not path.exists():
+    return None
+  manifest = load_json(path)
+  if not isinstance(manifest, dict) or not manifest.keys() >= _MANIFEST_KEYS:
+    raise UserError(
+      f"{path} is damaged; expected the JSON object that prepare wrote (delete "
+      f"{directory} and prepare again)"
+    )
+  return manifest
+
+
+def load_json(path):
+  """Returns the content of a JSON file; None if it is not there or damaged."""
+  try:
+    return json.loads(path.read_text())
+  except (OSError, ValueError):
+    return None
 
 
 def split_documents(documents, eval_fraction):
   """Parts the held-out documents from the rest, by their hash.
 
   A document stays on its side when others come or go, except that the
-  held-out side never has fewer than two, as next sentence prediction needs.
+  held-out side never has fewer than two, as next sentence prediction needs:
+  the shortest of the others make up for them, so that a corpus of a few long
+  books loses little of its text.
 
   Args:
     documents: `DOCUMENT` [N], at least `MIN_DOCUMENTS`.
@@ -144,183 +218,38 @@ def split_documents(documents, eval_fraction):
   Returns:
     (training, held-out) `DOCUMENT` arrays.
   """
-  order = np.argsort(documents["hash"], kind="stable")
-  threshold = int(eval_fraction * 2**64)
-  below = np.searchsorted(documents["hash"][order], np.uint64(threshold))
-  num_held_out = min(max(2, int(below)), len(documents) - 2)
-  held_out = np.zeros(len(documents), bool)
-  held_out[order[:num_held_out]] = True
+  held_out = documents["hash"] < np.uint64(int(eval_fraction * 2**64))
+  wanted = max(2, min(int(held_out.sum()), len(documents) - 2))
+  # By side, then length, then hash.
+  order = np.lexsort((documents["hash"], documents["num_tokens"], ~held_out))
+  held_out[:] = False
+  held_out[order[:wanted]] = True
   return documents[~held_out], documents[held_out]
 
 
-class CorpusWriter:
-  """Appends encoded documents; survives being killed at any moment."""
+def weigh_documents(documents, weights):
+  """Repeats documents as often as their source's weight says.
 
-  def __init__(self, directory, settings):
-    """Opens `directory` for writing, continuing what lies there.
+  Args:
+    documents: `DOCUMENT` [N].
+    weights: float [number of sources], each more than 0; 2.25 takes every
+      document twice and a quarter of them, chosen by hash, once more.
 
-    Args:
-      directory: `pathlib.Path` of the corpus.
-      settings: JSON-able dict that names everything the bytes depend on; an
-        unfinished corpus of other settings is begun anew.
-    """
-    self._directory = directory
-    directory.mkdir(parents=True, exist_ok=True)
-    self._progress_path = directory / "progress.json"
-    self._progress = {
-      "settings": settings,
-      "num_chunks": 0,
-      "num_text_bytes": 0,
-      "num_tokens": 0,
-      "num_sentences": 0,
-      "file_bytes": dict.fromkeys(_STREAMS, 0),
-      "crc32": dict.fromkeys(_STREAMS, 0),
-    }
-    if self._progress_path.exists():
-      found = json.loads(self._progress_path.read_text())
-      if found["settings"] == settings and self._holds(found["file_bytes"]):
-        self._progress = found
-    if self.num_chunks == 0:
-      (directory / "vocab.txt").unlink(missing_ok=True)
-      write_json(self._progress_path, self._progress)
-    self._files = {
-      name: open(directory / name, "ab")  # noqa: SIM115 (closed by close)
-      for name in _STREAMS
-    }
-    for name, f in self._files.items():
-      f.truncate(self._progress["file_bytes"][name])
-
-  def _holds(self, file_bytes):
-    """Returns whether the files have at least the sizes noted."""
-    return (self._directory / "vocab.txt").exists() and all(
-      _size(self._directory / name) >= size for name, size in file_bytes.items()
-    )
-
-  @property
-  def num_chunks(self):
-    """int, chunks of text that are in already."""
-    return self._progress["num_chunks"]
-
-  @property
-  def num_text_bytes(self):
-    """int, UTF-8 bytes of the text that is in already."""
-    return self._progress["num_text_bytes"]
-
-  def append(self, encoded):
-    """Adds the next chunk, an `EncodedDocuments`."""
-    progress = self._progress
-    ends = np.cumsum(encoded.document_sentences, dtype=np.int64)
-    firsts = ends - encoded.document_sentences
-    sentence_ends = np.cumsum(encoded.sentence_lengths, dtype=np.int64)
-    # Tokens before each sentence; the last entry is their total.
-    before = np.concatenate([[0], sentence_ends])
-    starts = before[firsts]
-
-    documents = np.empty(len(firsts), DOCUMENT)
-    documents["start"] = starts + progress["num_tokens"]
-    documents["num_tokens"] = before[ends] - starts
-    documents["first_sentence"] = firsts + progress["num_sentences"]
-    documents["num_sentences"] = encoded.document_sentences
-    documents["hash"] = encoded.hashes
-    relative = before[:-1] - np.repeat(starts, encoded.document_sentences)
-    self._write("tokens.bin", encoded.tokens)
-    self._write("sentences.bin", relative.astype(np.uint32))
-    self._write("documents.bin", documents)
-
-    progress["num_chunks"] += 1
-    progress["num_text_bytes"] += encoded.num_bytes
-    progress["num_tokens"] += len(encoded.tokens)
-    progress["num_sentences"] += len(encoded.sentence_lengths)
-    write_json(self._progress_path, progress)
-
-  def _write(self, name, array):
-    data = array.tobytes()
-    self._files[name].write(data)
-    self._files[name].flush()
-    progress = self._progress
-    progress["file_bytes"][name] += len(data)
-    progress["crc32"][name] = zlib.crc32(data, progress["crc32"][name])
-
-  def close(self):
-    """Closes the files; what is in stays for a later continuation."""
-    for f in self._files.values():
-      f.close()
-
-  def finish(self):
-    """Drops duplicates and documents too short, and writes the manifest.
-
-    Returns:
-      the manifest, a dict.
-
-    Raises:
-      UserError: fewer than `MIN_DOCUMENTS` are left.
-    """
-    self.close()
-    progress = self._progress
-    found = np.fromfile(self._directory / "documents.bin", DOCUMENT)
-    long_enough = found["num_tokens"] >= MIN_DOCUMENT_TOKENS
-    documents = found[long_enough]
-    _, first_of_its_kind = np.unique(documents["hash"], return_index=True)
-    documents = documents[np.sort(first_of_its_kind)]
-    if len(documents) < MIN_DOCUMENTS:
-      raise UserError(
-        f"the corpus has {len(documents)} usable documents; expected at least "
-        f"{MIN_DOCUMENTS}, two to train on and two held out (is there a blank "
-        "line between documents?)"
-      )
-    with open(self._directory / "documents.npy", "wb") as f:
-      np.save(f, documents)
-
-    crc32 = dict(progress["crc32"])
-    for name in ("vocab.txt", "documents.npy"):
-      crc32[name] = zlib.crc32((self._directory / name).read_bytes())
-    crcs = [crc32[name] for name in (*_STREAMS, "vocab.txt")]
-    manifest = {
-      "settings": progress["settings"],
-      "num_documents": len(documents),
-      "num_duplicate_documents": int(long_enough.sum()) - len(documents),
-      "num_short_documents": int((~long_enough).sum()),
-      "num_sentences": int(documents["num_sentences"].sum()),
-      "num_tokens": int(documents["num_tokens"].sum()),
-      "num_text_bytes": progress["num_text_bytes"],
-      "token_bytes": 2,
-      "file_bytes": {
-        name: progress["file_bytes"][name]
-        for name in ("tokens.bin", "sentences.bin")
-      },
-      "crc32": crc32,
-      "fingerprint": f"{zlib.crc32(repr(crcs).encode()):08x}",
-    }
-    return manifest
+  Returns:
+    `DOCUMENT` [M], in the order of `documents`.
+  """
+  weight = np.asarray(weights, float)[documents["source"]]
+  # The hash's lower bits: the upper ones part the held-out side off.
+  share = (documents["hash"] % np.uint64(2**32)) / 2.0**32
+  times = np.floor(weight).astype(np.int64) + (share < weight % 1)
+  return np.repeat(documents, times)
 
 
-def commit(directory, manifest):
-  """Declares a corpus finished: the manifest is the last file to appear."""
-  write_json(directory / "manifest.json", manifest)
-  remove_scaffolding(directory)
-
-
-def remove_scaffolding(directory):
-  """Deletes what only the writing of a corpus needed."""
-  for name in ("progress.json", "progress.tmp", "documents.bin"):
-    (directory / name).unlink(missing_ok=True)
-
-
-def remove_unfinished(directory):
-  """Deletes what a `CorpusWriter` that can't go on has left."""
-  remove_scaffolding(directory)
-  for name in (*_STREAMS, "vocab.txt", "documents.npy", "report.json"):
-    (directory / name).unlink(missing_ok=True)
-  if directory.exists() and not any(directory.iterdir()):
-    directory.rmdir()
-
-
-def _size(path):
+def file_size(path):
+  """Returns the bytes of a file; 0 without it."""
   return path.stat().st_size if path.exists() else 0
 
 
 def write_json(path, content):
   """Writes JSON so that a reader sees the old file or the new one, whole."""
-  temporary = path.with_suffix(".tmp")
-  temporary.write_text(json.dumps(content, indent=2) + "\n")
-  os.replace(temporary, path)
+  paths.write_file(path, json.dumps(content, indent=2) + "\n")

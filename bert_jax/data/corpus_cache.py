@@ -9,15 +9,12 @@ not, is used where it is.
 import hashlib
 import os
 import pathlib
-import zlib
-
-from etils import epath
+import shutil
 
 from bert_jax.data import corpus as corpus_lib
 from bert_jax.errors import UserError
-from bert_jax.storage import workdir as workdir_lib
-
-_CHUNK_BYTES = 2**24
+from bert_jax.storage import paths
+from bert_jax.storage.workdir import file_lock
 
 
 def local_dir(directory):
@@ -30,7 +27,7 @@ def local_dir(directory):
     `pathlib.Path`; for an address a folder below `$XDG_CACHE_HOME`, by default
     ~/.cache.
   """
-  if not workdir_lib.is_remote(directory):
+  if not paths.is_remote(directory):
     return pathlib.Path(directory)
   address = os.fspath(directory)
   digest = hashlib.sha256(address.encode()).hexdigest()[:16]
@@ -44,13 +41,12 @@ def upload(directory):
   Args:
     directory: its folder or address; a folder is there already.
   """
-  if not workdir_lib.is_remote(directory):
+  if not paths.is_remote(directory):
     return
-  local, remote = local_dir(directory), epath.Path(directory)
+  local, remote = local_dir(directory), paths.as_path(directory)
   print(f"corpus: uploading it to {directory}")
-  remote.mkdir(parents=True, exist_ok=True)
   for name in corpus_lib.FILES:  # the manifest is the last of them
-    _copy(epath.Path(local) / name, remote / name)
+    paths.upload_file(local / name, remote / name)
 
 
 def fetch(directory):
@@ -67,26 +63,38 @@ def fetch(directory):
       manifest says.
   """
   local = local_dir(directory)
-  if not workdir_lib.is_remote(directory):
+  if not paths.is_remote(directory):
     return local
-  remote = epath.Path(directory)
+  remote = paths.as_path(directory)
   manifest = corpus_lib.load_manifest(remote)
   if manifest is None:
     raise UserError(
       f"{directory} holds no prepared corpus (no manifest.json); run python -m"
       " bert_jax.prepare first"
     )
-  with workdir_lib.file_lock(local / ".lock"):
+  with file_lock(local / ".lock"):
     if corpus_lib.load_manifest(local) == manifest:
       return local
+    _check_free_disk(local, manifest["file_bytes"])
     print(f"corpus: copying {directory} to {local}")
     (local / "manifest.json").unlink(missing_ok=True)
     for name in corpus_lib.FILES:
       if name != "manifest.json":
-        crc = _copy(remote / name, epath.Path(local) / name)
+        crc = paths.copy_file(remote / name, local / name)
         _check(remote / name, crc, manifest["crc32"].get(name))
     corpus_lib.write_json(local / "manifest.json", manifest)
   return local
+
+
+def _check_free_disk(local, file_bytes):
+  """Raises UserError if a disk has no room for a corpus."""
+  needed, free = sum(file_bytes.values()), shutil.disk_usage(local).free
+  if needed > free:
+    raise UserError(
+      f"{local} has {free / 1e9:.1f} GB of free disk; expected "
+      f"{needed / 1e9:.1f} GB for a copy of the corpus (set XDG_CACHE_HOME to "
+      "another disk)"
+    )
 
 
 def _check(path, found, expected):
@@ -95,13 +103,3 @@ def _check(path, found, expected):
       f"{path} has the checksum {found:08x}; expected {expected:08x} by its "
       "manifest (delete the folder and prepare again)"
     )
-
-
-def _copy(source, target):
-  """Copies a file; returns its CRC-32."""
-  crc = 0
-  with source.open("rb") as f, target.open("wb") as g:
-    while chunk := f.read(_CHUNK_BYTES):
-      crc = zlib.crc32(chunk, crc)
-      g.write(chunk)
-  return crc

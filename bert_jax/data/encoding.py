@@ -1,18 +1,46 @@
 """Documents to token ids, as fast as a dictionary look-up per word."""
 
 import array
+import collections
 import dataclasses
 import functools
 import hashlib
+import re
 
 import numpy as np
-import sentencex
 
-from bert_jax.data.tokenization import create_tokenizer, split_plain
-from bert_jax.data.vocabulary import load_vocabulary
+from bert_jax.data import vocabulary
+from bert_jax.data.sentences import create_splitter
+from bert_jax.data.tokenization import (
+  MAX_WORD_CHARS,
+  SPECIAL_TOKENS,
+  WordRules,
+  create_text_tokenizer,
+  split_plain,
+  split_words,
+)
 
 # Distinct words that an encoder remembers; about 200 bytes each.
 _MAX_REMEMBERED_WORDS = 1_000_000
+_SPELLED_SPECIAL = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
+# Columns at which text is usually wrapped by hand or by an editor.
+_WRAPPED_CHARS = range(45, 91)
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodingRules:
+  """How documents become token ids.
+
+  Attributes:
+    words: `WordRules`.
+    one_sentence_per_line: if True, lines are sentences already.
+    skip_bad_rows: if True, records and lines that can't be read are counted
+      and skipped; otherwise the first one is an error.
+  """
+
+  words: WordRules
+  one_sentence_per_line: bool = False
+  skip_bad_rows: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,15 +51,23 @@ class EncodedDocuments:
     tokens: uint16 [T], all tokens.
     sentence_lengths: uint32 [S], tokens of each sentence.
     document_sentences: uint32 [N], sentences of each document.
-    hashes: uint64 [N], of each document's text.
-    num_bytes: size of the text, UTF-8.
+    hashes: uint64 [N], of each document's token ids.
+    sources: uint16 [N], number of each document's source.
+    counts: Counter of what the report adds up over the corpus, int each:
+      num_text_bytes (UTF-8), num_characters and num_lost_characters (without
+      white space; lost are those of words that become [UNK]), num_lines,
+      num_wrapped_lines (about as long as editors wrap, cut amid a sentence),
+      num_spelled_special_tokens, num_skipped_rows.
+    problems: list of str, the first rows that were skipped.
   """
 
   tokens: np.ndarray
   sentence_lengths: np.ndarray
   document_sentences: np.ndarray
   hashes: np.ndarray
-  num_bytes: int
+  sources: np.ndarray
+  counts: collections.Counter
+  problems: list
 
 
 class _WordMemo(dict):
@@ -40,29 +76,47 @@ class _WordMemo(dict):
   A plain word with punctuation is put together from its parts, which are few,
   and a part needs no more of the tokenizer than its last stage: all of it is a
   hundred times slower than a look-up, the last stage thirty times.
+
+  Attributes:
+    lost: {word: characters that became [UNK]} of remembered words with any.
   """
 
-  def __init__(self, vocab, lowercase):
+  def __init__(self, vocab, rules):
     super().__init__()
-    self._tokenizer = create_tokenizer(vocab, lowercase)
+    self.lost = {}
+    self._tokenizer = create_text_tokenizer(vocab, rules)
     self._model = self._tokenizer.model
-    self._lowercase = lowercase
+    self._rules = rules
+    self._unknown_id = vocab.index("[UNK]")
 
   def __missing__(self, word):
-    parts = split_plain(word)
+    lost = 0
+    parts = split_plain(word) if len(word) <= MAX_WORD_CHARS else None
     if parts is None:
-      ids = self._tokenizer.encode(word, add_special_tokens=False).ids
-      encoded = array.array("H", ids).tobytes()
+      parts = split_words(self._tokenizer, self._rules, word)
+      encoded, lost = self._encode(parts)
     elif len(parts) == 1:
-      plain = word.lower() if self._lowercase else word
-      ids = [token.id for token in self._model.tokenize(plain)]
-      encoded = array.array("H", ids).tobytes()
+      plain = word.lower() if self._rules.lowercase else word
+      encoded, lost = self._encode([plain])
     else:
       encoded = b"".join(map(self.__getitem__, parts))
+      lost = sum(self.lost.get(part, 0) for part in parts)
     if len(self) >= _MAX_REMEMBERED_WORDS:
       self.clear()
+      self.lost.clear()
     self[word] = encoded
+    if lost:
+      self.lost[word] = lost
     return encoded
+
+  def _encode(self, words):
+    """Returns (ids as bytes, characters lost) of normalised words."""
+    ids, lost = array.array("H"), 0
+    for word in words:
+      pieces = [token.id for token in self._model.tokenize(word)]
+      ids.extend(pieces)
+      lost += len(word) if pieces == [self._unknown_id] else 0
+    return ids.tobytes(), lost
 
 
 class Encoder:
@@ -71,71 +125,135 @@ class Encoder:
   The ids of a sentence are those of its space-separated words, one after the
   other: WordPiece never looks past a space. So each distinct word is encoded
   once.
-
-  Attributes:
-    vocab: list of tokens, fewer than 65,536.
-    lowercase: whether the vocabulary is lower-cased.
-    language: ISO 639 code for the sentence splitter.
-    one_sentence_per_line: if True, lines are sentences already.
   """
 
-  def __init__(self, vocab, lowercase, language, one_sentence_per_line):
-    self._ids = _WordMemo(vocab, lowercase)
-    self._split = (
-      (lambda line: [line])
-      if one_sentence_per_line
-      else functools.partial(sentencex.segment, language)
-    )
+  def __init__(self, vocab, rules):
+    """Prepares an encoder.
 
-  def encode(self, documents):
-    """Encodes documents.
+    Args:
+      vocab: list of tokens, at most 65,536.
+      rules: `EncodingRules`.
+    """
+    self._ids = _WordMemo(vocab, rules.words)
+    self._rules = rules
+    self._unknown = np.uint16(vocab.index("[UNK]")).tobytes()
+
+  def encode(self, documents, language="en", source=0):
+    """Encodes documents of one source.
 
     Args:
       documents: list of str, one paragraph (or sentence) a line.
+      language: ISO 639 code for the sentence splitter.
+      source: int, number of the source.
 
     Returns:
       `EncodedDocuments`; sentences without any token are dropped.
     """
-    sentences, document_sentences = [], []
+    split = self._splitter(language)
+    sentences, document_sentences, hashes = [], [], []
+    counts = collections.Counter()
     for document in documents:
-      before = len(sentences)
-      for line in document.split("\n"):
-        for sentence in self._split(line):
-          ids = b"".join(map(self._ids.__getitem__, sentence.split(" ")))
+      found = []
+      lines = document.split("\n")
+      for line in lines:
+        for sentence in split(line):
+          words = sentence.split(" ")
+          ids = b"".join(map(self._ids.__getitem__, words))
           if ids:
-            sentences.append(ids)
-      document_sentences.append(len(sentences) - before)
-    texts = [document.encode() for document in documents]
+            found.append(ids)
+          if self._unknown in ids:
+            lost = (self._ids.lost.get(word, 0) for word in words)
+            counts["num_lost_characters"] += sum(lost)
+      sentences += found
+      document_sentences.append(len(found))
+      hashes.append(hash_tokens(b"".join(found)))
+      _count(document, lines, counts)
     return EncodedDocuments(
       tokens=np.frombuffer(b"".join(sentences), np.uint16),
       sentence_lengths=np.array([len(s) // 2 for s in sentences], np.uint32),
       document_sentences=np.array(document_sentences, np.uint32),
-      hashes=np.array([hash_text(text) for text in texts], np.uint64),
-      num_bytes=sum(map(len, texts)),
+      hashes=np.array(hashes, np.uint64),
+      sources=np.full(len(documents), source, np.uint16),
+      counts=counts,
+      problems=[],
     )
 
+  def _splitter(self, language):
+    if self._rules.one_sentence_per_line:
+      return lambda line: [line]
+    return create_splitter(language)
 
-def encode(vocab_path, lowercase, language, one_per_line, documents):
-  """Encodes documents by an encoder that this process keeps.
+
+def _count(document, lines, counts):
+  """Adds what the report says of a document's text to `counts`."""
+  counts["num_text_bytes"] += len(document.encode())
+  spaces = document.count(" ") + document.count("\n")
+  counts["num_characters"] += len(document) - spaces
+  counts["num_lines"] += len(lines)
+  counts["num_wrapped_lines"] += sum(
+    len(line) in _WRAPPED_CHARS and (line[-1].isalpha() or line[-1] == ",")
+    for line in lines
+  )
+  if "[" in document:
+    spelled = _SPELLED_SPECIAL.findall(document)
+    counts["num_spelled_special_tokens"] += len(spelled)
+
+
+def encode(vocab_path, rules, pieces):
+  """Encodes blocks of text by an encoder that this process keeps.
 
   Args:
     vocab_path: `pathlib.Path` of a vocab.txt.
-    lowercase, language, one_per_line: see `Encoder`.
-    documents: list of str, one paragraph (or sentence) a line.
+    rules: `EncodingRules`.
+    pieces: list of `SourcePiece`.
 
   Returns:
     `EncodedDocuments`.
+
+  Raises:
+    UserError: text that can't be read, unless the rules skip it.
   """
-  encoder = _create_encoder(vocab_path, lowercase, language, one_per_line)
-  return encoder.encode(documents)
+  encoder = _create_encoder(vocab_path, rules)
+  problems = [] if rules.skip_bad_rows else None
+  encoded = [
+    encoder.encode(
+      piece.block.documents(problems), piece.language, piece.source
+    )
+    for piece in pieces
+  ]
+  return join_encoded(encoded, problems or [])
+
+
+def count_words(skip_bad_rows, pieces):
+  """Counts the space-separated words of a list of `SourcePiece`, a Counter."""
+  problems = [] if skip_bad_rows else None
+  return vocabulary.count_words(
+    document for piece in pieces for document in piece.block.documents(problems)
+  )
+
+
+def join_encoded(encoded, problems):
+  """Joins a list of `EncodedDocuments` into one, with the rows skipped."""
+  arrays = {
+    name: np.concatenate([getattr(e, name) for e in encoded])
+    for name in (
+      "tokens",
+      "sentence_lengths",
+      "document_sentences",
+      "hashes",
+      "sources",
+    )
+  }
+  counts = sum((e.counts for e in encoded), collections.Counter())
+  counts["num_skipped_rows"] = len(problems)
+  return EncodedDocuments(**arrays, counts=counts, problems=problems[:3])
 
 
 @functools.lru_cache(maxsize=1)
-def _create_encoder(vocab_path, lowercase, language, one_per_line):
-  vocab = load_vocabulary(vocab_path)
-  return Encoder(vocab, lowercase, language, one_per_line)
+def _create_encoder(vocab_path, rules):
+  return Encoder(vocabulary.load_vocabulary(vocab_path), rules)
 
 
-def hash_text(text):
-  """Returns 64 bits that name a document: int, from its UTF-8 bytes."""
-  return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
+def hash_tokens(ids):
+  """Returns 64 bits that name a document: int, from its ids as bytes."""
+  return int.from_bytes(hashlib.blake2b(ids, digest_size=8).digest(), "big")

@@ -7,34 +7,44 @@ same examples.
 How example `i` is found, all of it vectorised over a batch:
 
 1. Lay the documents end to end, each stretched to at least one full span of
-   `max_seq_length - 3` tokens, and place a point every span, at an offset
-   drawn anew for every pass over the corpus. Example `i` belongs to the i-th
+   `max_seq_length - 3` tokens, and place a point every span, at an offset that
+   differs between the passes over the corpus. Example `i` belongs to the i-th
    point, in the order of a keyed permutation.
-2. The end of the point's sentence parts A from B: A is what precedes it, B what
-   follows. How much of the length goes to A is drawn; one example in ten aims
-   at less than the length. Both run to whole sentences.
-3. For half of the examples B is replaced: by text from a sentence that follows
-   a point drawn uniformly over the tokens of all OTHER documents, as long as
-   the true B. All else is chosen before the label is, so neither A nor the
-   lengths tell it.
-4. What is too long is cut from the longer side, at its front or its back.
+2. A window around the point is parted at a sentence's end: A is whole sentences
+   before it, and B has what A leaves of the length. How much A should have is
+   drawn; one example in ten aims at less than the length.
+3. A random B comes from another document. Places are drawn by the law that the
+   examples themselves follow (steps 1 and 2), among the documents that could
+   have an A and B of this form, until one is found that gives B the same
+   length and the same edges: from a sentence's start to the document's end
+   where the document is short, else cut. If none is found, the true and the
+   random B are both cut at the same edge, to the same length.
+4. Only then is the label drawn, and takes the true or the random B.
 
-Where a sentence is so long that text in it would be out of reach, A and B are
-parted amid it, and a random B begins amid a sentence too.
+Nothing but the text of A and B can thus tell the label: A, B's length, and
+whether B begins or ends with a sentence or a document are fixed before it.
+
+Where a sentence is so long that no other is in reach, A and B are parted amid
+it, and a random B begins amid a sentence too.
 """
 
 import dataclasses
-import math
-import zlib
 
 import numpy as np
+
+from bert_jax.data.draws import Draw, mix
+from bert_jax.data.places import Places
+from bert_jax.data.splits import TAIL, WHOLE, Splits
 
 # BERT, appendix A.2 and the original code's short_seq_prob.
 SHORT_PROBABILITY = 0.1
 NUM_SPECIAL_TOKENS = 3  # [CLS] A [SEP] B [SEP]
 _MIN_TARGET_TOKENS = 2  # one for A, one for B
-_FEISTEL_ROUNDS = 4
-_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+# How many places of a random B are looked at, round by round; rows that have
+# found one of the right form take no part in the next.
+_TRIES = (4, 16, 32, 64)
+# Count more than any difference of lengths: other edges, and A's own text.
+_OTHER_FORM, _OWN_TEXT = 2**40, 2**42
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,16 +87,12 @@ class Examples:
     self._corpus = corpus
     self._cls_id = corpus.vocab.index("[CLS]")
     self._sep_id = corpus.vocab.index("[SEP]")
-    self._key = _mix(np.uint64(seed % 2**64), np.uint64(stream))
+    self._key = mix(np.uint64(seed % 2**64), np.uint64(stream))
     self._span = max_seq_length - NUM_SPECIAL_TOKENS
-    stretched = np.maximum(documents["num_tokens"], self._span)
-    self._stretched_ends = np.cumsum(stretched)
-    self._stretched_starts = self._stretched_ends - stretched
-    self._token_ends = np.cumsum(documents["num_tokens"])
-    self._num_stretched = int(self._stretched_ends[-1])
-    self.num_tokens = int(self._token_ends[-1])
+    self._splits = Splits(documents, corpus.sentence_starts, self._span // 2)
+    self._places = Places(documents, self._span)
     # Examples of one pass over the documents.
-    self.examples_per_pass = self._num_stretched // self._span
+    self.examples_per_pass = self._places.examples_per_pass
 
   def batch(self, indices):
     """Builds examples.
@@ -135,30 +141,27 @@ class Examples:
       `Pairs`.
     """
     indices = np.asarray(indices, np.int64)
-    draw = _Draw(self._key, indices)
+    draw = Draw(mix(self._key, indices.astype(np.uint64)))
     target, is_short = self._targets(draw)
-    a_document, point = self._points(indices)
-    boundary, is_amid = self._boundary(a_document, point)
-    a_length, b_wanted = self._shares(a_document, boundary, target, draw)
-    b_document, b_start = self._random_start(
-      a_document, b_wanted, is_amid, draw
-    )
+    share = draw.uniform("share")
+    points = self._places.points(indices, self._key)
+    true = self._splits.choose(*points, target, share)
+    random = self._random_split(draw, true, target, share)
+    is_amid = true.is_amid | random.is_amid
+    true, random = true.amid(is_amid), random.amid(is_amid)
+    a_length = true.boundary - true.start
+    b_length, b_starts = self._segment_b(draw, true, random, target - a_length)
     is_random = draw.uniform("label") < 0.5
-    b_document = np.where(is_random, b_document, a_document)
-    b_start = np.where(is_random, b_start, boundary)
-    b_length = self._length_to_sentence_end(b_document, b_start, b_wanted)
-    a_cut, b_cut = _excess(a_length, b_length, target)
-    a_front = np.where(draw.uniform("cut a") < 0.5, a_cut, 0)
-    b_front = np.where(draw.uniform("cut b") < 0.5, b_cut, 0)
+    b_document = np.where(is_random, random.document, true.document)
     document_start = self.documents["start"]
     return Pairs(
-      a_start=document_start[a_document] + boundary - a_length + a_front,
-      a_length=a_length - a_cut,
-      b_start=document_start[b_document] + b_start + b_front,
-      b_length=b_length - b_cut,
+      a_start=document_start[true.document] + true.start,
+      a_length=a_length,
+      b_start=document_start[b_document] + np.where(is_random, *b_starts[::-1]),
+      b_length=b_length,
       is_random=is_random,
       is_short=is_short,
-      a_document=a_document,
+      a_document=true.document,
       b_document=b_document,
     )
 
@@ -171,195 +174,92 @@ class Examples:
     )
     return np.where(is_short, shorter, self._span), is_short
 
-  def _points(self, indices):
-    """Returns each example's document and a token of it, the point."""
-    number_of_pass, number = np.divmod(indices, self.examples_per_pass)
-    key = _mix(self._key, number_of_pass.astype(np.uint64))
-    number = _permute(number.astype(np.uint64), self.examples_per_pass, key)
-    offset = _mix(key, np.uint64(1)) % np.uint64(self._num_stretched)
-    place = (number.astype(np.int64) * self._span + offset.astype(np.int64)) % (
-      self._num_stretched
-    )
-    document = np.searchsorted(self._stretched_ends, place, side="right")
-    start, end = (
-      self._stretched_starts[document],
-      self._stretched_ends[document],
-    )
-    num_tokens = self.documents["num_tokens"][document]
-    return document, (place - start) * num_tokens // (end - start)
-
-  def _boundary(self, document, point):
-    """Returns where B begins, and whether that is amid a sentence.
+  def _random_split(self, draw, true, target, share):
+    """Draws the place of a random B of the same form as the true one.
 
     Args:
-      document: int64 [B].
-      point: int64 [B], in tokens from the document's start.
+      draw: `Draw`.
+      true: `Split`, the example's own.
+      target: int64 [B], tokens that A and B should have together.
+      share: float64 [B], see `Splits.choose`.
 
     Returns:
-      (boundary int64 [B], from 1 to the document's last token; bool [B]).
+      `Split`, of other documents; the best of those that were looked at.
     """
-    last = self.documents["num_sentences"][document] - 1
-    following = np.minimum(self._sentence_at(document, point) + 1, last)
-    boundary = self._sentence_start(document, following)
-    too_far = np.abs(boundary - point) > self._span // 2
-    is_amid = too_far | (boundary == 0)
-    amid = np.clip(point, 1, self.documents["num_tokens"][document] - 1)
-    return np.where(is_amid, amid, boundary), is_amid
+    document, point = np.zeros_like(target), np.zeros_like(target)
+    lowest = np.full(len(target), 2 * _OWN_TEXT)
+    text = self.documents["start"]
+    alike = self._places.alike(true, target)
+    rows, number = np.arange(len(target)), 0
+    for count in _TRIES:
+      tries = draw.tries(rows, np.arange(number, number + count))
+      many = np.repeat(rows, count)
+      found = self._places.others(tries, true.document[many], alike[many])
+      split = self._splits.choose(*found, target[many], share[many])
+      cost = _difference(true, many, split, target[many])
+      # A document whose source has a weight may stand in the table repeatedly.
+      is_own = text[split.document] == text[true.document[many]]
+      cost = (cost + is_own * _OWN_TEXT).reshape(-1, count)
+      best = np.arange(0, len(many), count) + np.argmin(cost, axis=1)
+      cost = cost.min(axis=1)
+      better = cost < lowest[rows]
+      document[rows[better]] = found[0][best[better]]
+      point[rows[better]] = found[1][best[better]]
+      lowest[rows[better]] = cost[better]
+      rows, number = rows[lowest[rows] > 0], number + count
+    return self._splits.choose(document, point, target, share)
 
-  def _shares(self, document, boundary, target, draw):
-    """Draws how the length is shared; A runs back to a sentence's start.
+  def _segment_b(self, draw, true, random, wanted):
+    """Returns B's length and where a true and a random B of it start.
 
     Args:
-      document: int64 [B].
-      boundary: int64 [B], where A ends.
-      target: int64 [B], tokens of A and B together.
-      draw: `_Draw`.
+      draw: `Draw`.
+      true, random: `Split`, parted amid a sentence both or neither.
+      wanted: int64 [B], tokens that A leaves.
 
     Returns:
-      (tokens of A, tokens B should have) int64 [B].
+      (length int64 [B], (start of the true B, of the random B) int64 [B], from
+      the document's start).
     """
-    behind = self.documents["num_tokens"][document] - boundary
-    drawn = 1 + draw.integer("share", target - 1)
-    wanted = np.minimum(np.maximum(drawn, target - behind), boundary)
-    start = boundary - wanted
-    sentence_start = self._sentence_start(
-      document, self._sentence_at(document, start)
+    is_whole, is_amid = true.zone == WHOLE, true.is_amid
+    is_equal = true.rest == random.rest
+    to_front = draw.uniform("cut") < 0.5
+    # Both run to the end of their documents, or neither does.
+    at_end = np.where(
+      is_whole, is_equal | is_amid | to_front, true.zone == TAIL
     )
-    start = np.where(start - sentence_start > self._span, start, sentence_start)
-    return boundary - start, np.minimum(target - wanted, behind)
-
-  def _random_start(self, a_document, wanted, is_amid, draw):
-    """Draws where a random B starts, in any document but the example's own.
-
-    Args:
-      a_document: int64 [B], documents to stay out of.
-      wanted: int64 [B], tokens that B should have.
-      is_amid: bool [B], whether B is to start amid a sentence.
-      draw: `_Draw`.
-
-    Returns:
-      (document, start) int64 [B]; where the document is long enough, at least
-      `wanted` tokens follow `start`.
-    """
-    own = self.documents["num_tokens"][a_document]
-    own_start = self._token_ends[a_document] - own
-    place = draw.integer("random place", self.num_tokens - own)
-    place = np.where(place < own_start, place, place + own)
-    document = np.searchsorted(self._token_ends, place, side="right")
-    num_tokens = self.documents["num_tokens"][document]
-    point = place - (self._token_ends[document] - num_tokens)
-    latest = np.maximum(num_tokens - wanted, 0)
-    boundary, _ = self._boundary(document, point)
-    at_latest = self._sentence_start(
-      document, self._sentence_at(document, latest)
+    shorter = np.minimum(true.rest, random.rest)
+    whole = np.where(is_amid, true.rest, shorter - ~is_equal)
+    inner = np.minimum(wanted, shorter - 1)
+    length = np.where(is_whole, whole, np.where(at_end, wanted, inner))
+    length = np.clip(length, 1, random.num_tokens - 1)
+    ends = [self._end(split, length) for split in (true, random)]
+    by_end = to_front & ~at_end & ~is_whole
+    for split, end in zip((true, random), ends, strict=True):
+      run_over = end - split.boundary - length
+      by_end &= (end < split.num_tokens) & (run_over <= self._splits.reach)
+    starts = tuple(
+      np.where(
+        at_end,
+        split.num_tokens - length,
+        np.where(by_end, end - length, split.boundary),
+      )
+      for split, end in zip((true, random), ends, strict=True)
     )
-    start = np.where(boundary <= latest, boundary, at_latest)
-    return document, np.where(is_amid, np.minimum(point, latest), start)
+    return length, starts
 
-  def _sentence_start(self, document, sentence):
-    """Returns the first token of a document's n-th sentence, int64 [B]."""
-    at = self.documents["first_sentence"][document] + sentence
-    return self._corpus.sentence_starts[at].astype(np.int64)
-
-  def _sentence_at(self, document, token):
-    """Returns which sentence of a document a token is in: a binary search."""
-    low = np.zeros_like(token)
-    high = self.documents["num_sentences"][document]
-    while np.any(high - low > 1):
-      middle = (low + high) // 2
-      before = self._sentence_start(document, middle) <= token
-      low, high = np.where(before, middle, low), np.where(before, high, middle)
-    return low
-
-  def _length_to_sentence_end(self, document, start, wanted):
-    """Returns tokens from `start` to the end of the sentence that fills."""
-    num_tokens = self.documents["num_tokens"][document]
-    num_sentences = self.documents["num_sentences"][document]
-    end = np.minimum(start + wanted, num_tokens)
-    following = self._sentence_at(document, end - 1) + 1
-    at = np.minimum(following, num_sentences - 1)
-    sentence_end = np.where(
-      following < num_sentences, self._sentence_start(document, at), num_tokens
-    )
-    # A cut must not part A from B by more than a span.
-    return np.where(sentence_end - end > self._span, end, sentence_end) - start
+  def _end(self, split, length):
+    """Returns where the sentence ends that a B from the boundary ends in."""
+    last = np.minimum(split.boundary + length, split.num_tokens) - 1
+    return self._splits.sentence_end(split.document, last)
 
 
-def _excess(a_length, b_length, target):
-  """Returns how much to cut from A and from B to get to `target` together.
-
-  The longer side is cut until both are equal, then both in turn, as the
-  original code's truncate_seq_pair does token by token.
-  """
-  half_up = (target + 1) // 2
-  a_kept = np.minimum(a_length, np.maximum(target - b_length, half_up))
-  b_kept = np.minimum(b_length, target - a_kept)
-  return a_length - a_kept, b_length - b_kept
-
-
-class _Draw:
-  """Random numbers that depend on a key, an index and a name only."""
-
-  def __init__(self, key, indices):
-    self._base = _mix(key, indices.astype(np.uint64))
-
-  def uniform(self, name):
-    """Returns float64 [B] in [0, 1)."""
-    return self._bits(name) / 2.0**53
-
-  def integer(self, name, bound):
-    """Returns int64 [B] in [0, bound); `bound` is far below 2**53."""
-    return (self.uniform(name) * bound).astype(np.int64)
-
-  def _bits(self, name):
-    tag = np.uint64(zlib.crc32(name.encode()))
-    return (_mix(self._base, tag) >> np.uint64(11)).astype(np.float64)
-
-
-def _mix(*words):
-  """Hashes uint64 words; arrays broadcast, and the result is an array."""
-  state = np.zeros(1, np.uint64)
-  for word in words:
-    state = _finalise((state ^ word) + _GAMMA)
-  return state
-
-
-def _finalise(state):
-  """Scrambles uint64 arrays one to one, as splitmix64 ends.
-
-  Source: Steele, Lea and Flood, "Fast splittable pseudorandom number
-  generators", 2014.
-  """
-  state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-  state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-  return state ^ (state >> np.uint64(31))
-
-
-def _permute(numbers, size, key):
-  """Permutes [0, size) by a keyed Feistel network with cycle walking.
-
-  The numbers are cells of a table of about sqrt(size) rows and columns, so
-  that few fall outside and walk on.
-
-  Args:
-    numbers: uint64 [B], each below `size`.
-    size: int, how many numbers there are.
-    key: uint64 [B], one permutation each.
-
-  Returns:
-    uint64 [B], each below `size`; a bijection for each key.
-  """
-  rows = np.uint64(math.isqrt(size - 1) + 1)
-  columns = np.uint64(-(-size // int(rows)))
-  numbers = numbers.copy()
-  outside = np.arange(len(numbers))
-  while len(outside):
-    row, column = np.divmod(numbers[outside], columns)
-    round_key = key[outside]
-    for _ in range(_FEISTEL_ROUNDS // 2):
-      row = (row + _mix(round_key, column) % rows) % rows
-      column = (column + _mix(round_key, row) % columns) % columns
-      round_key = round_key + _GAMMA
-    numbers[outside] = walked = row * columns + column
-    outside = outside[walked >= size]
-  return numbers
+def _difference(true, rows, split, target):
+  """Returns how far places are from giving B the true one's form, int64 [B]."""
+  zone, is_amid = true.zone[rows], true.is_amid[rows]
+  rest, a_length = true.rest[rows], (true.boundary - true.start)[rows]
+  is_other = (split.zone != zone) | (split.is_amid != is_amid)
+  missing = np.maximum(target - a_length + 1 - split.rest, 0)
+  by_zone = np.where(zone == TAIL, 0, missing)
+  differs = np.where(zone == WHOLE, np.abs(split.rest - rest), by_zone)
+  return differs + is_other * _OTHER_FORM

@@ -14,19 +14,22 @@ import itertools
 import time
 
 import tqdm
-from etils import epath
 
+from bert_jax.data import corpus as corpus_lib
 from bert_jax.data import (
-  blocks,
   corpus_cache,
   encoding,
   parallel,
-  sources,
   vocabulary,
 )
-from bert_jax.data import corpus as corpus_lib
 from bert_jax.data import report as report_lib
+from bert_jax.data.sources import spec
+from bert_jax.data.sources.source import SourcePiece
+from bert_jax.data.tokenization import WordRules
+from bert_jax.data.writing import corpus_writer, duplicates
+from bert_jax.data.writing import parts as parts_lib
 from bert_jax.errors import UserError
+from bert_jax.storage import paths
 from bert_jax.storage import workdir as workdir_lib
 
 # Text read at once and handed to a worker; also what a killed run may lose.
@@ -35,7 +38,21 @@ CHUNK_BYTES = 2**20
 VOCABULARY_BYTES = 2**27
 # Corpora smaller than this are done before workers would have started.
 _POOL_BYTES = 24 * 2**20
+_NAMED_PROBLEMS = 10  # rows skipped that are printed
 _PRUNED_WORDS = 4_000_000
+# Keys of `corpus` that the bytes of a corpus depend on.
+_SETTINGS = (
+  "source",
+  "lowercase",
+  "strip_accents",
+  "split_long_words",
+  "text_key",
+  "language",
+  "one_sentence_per_line",
+  "join_lines",
+  "file_is_document",
+  "near_duplicates",
+)
 
 
 def prepare(config, workdir, extend_vocab=0):
@@ -51,7 +68,8 @@ def prepare(config, workdir, extend_vocab=0):
 
   Raises:
     UserError: text that can't be read, too little of it, or a corpus of other
-      settings in the same place. Nothing half-written stays behind.
+      settings in the same place. What was written before stays, so that the
+      same command goes on from there.
   """
   directory = workdir_lib.corpus_dir(config, workdir)
   # Where it is written, and what other workdirs may write at the same time.
@@ -62,25 +80,66 @@ def prepare(config, workdir, extend_vocab=0):
       _prepare_anew(config, local, extend_vocab)
       corpus_cache.upload(directory)
     else:
+      corpus_lib.check_version(directory, manifest)
       asked = _settings(config.corpus, extend_vocab)
       _check_settings(config.corpus, asked, manifest["settings"], directory)
-      corpus_lib.remove_scaffolding(local)  # of a run killed at its end
+      # Of a run that was killed at its end.
+      corpus_writer.remove_scaffolding(local)
       print(f"corpus: {directory} is prepared already")
-  target = epath.Path(workdir) / "vocab.txt"
-  target.parent.mkdir(parents=True, exist_ok=True)
-  target.write_bytes((directory / "vocab.txt").read_bytes())
+      _say_if_text_changed(config.corpus, manifest["settings"], directory)
+  vocab = (directory / "vocab.txt").read_bytes()
+  paths.write_file(paths.as_path(workdir) / "vocab.txt", vocab)
   return directory
 
 
 def _prepare_anew(config, directory, extend_vocab):
   """Writes a corpus, or the rest of it, to a local folder."""
-  found = sources.open_sources(config.corpus)
+  found = spec.open_sources(config.corpus)
   settings = _settings(config.corpus, extend_vocab) | _text_settings(found)
   try:
     _write_corpus(config, found, settings, directory)
   except UserError:
-    corpus_lib.remove_unfinished(directory)
+    corpus_writer.remove_empty(directory)
     raise
+
+
+def prepare_part(config, workdir, number, num_parts):
+  """Encodes every n-th source of a run's corpus; `prepare` merges them.
+
+  The first of all parts makes the vocabulary, while the others wait.
+
+  Args:
+    config: validated settings.
+    workdir: the run's folder, on a disk that all machines share.
+    number: int from 0, which part.
+    num_parts: int, how many there are.
+
+  Raises:
+    UserError: as `prepare` does, or the folder is an address.
+  """
+  directory = workdir_lib.corpus_dir(config, workdir)
+  if paths.is_remote(directory):
+    raise UserError(
+      f"the corpus lies at {directory}; expected a folder that all machines "
+      "share (set --config.corpus.dir)"
+    )
+  parts = parts_lib.folder(corpus_cache.local_dir(directory))
+  found = spec.open_sources(config.corpus)
+  settings = _settings(config.corpus, 0) | _text_settings(found)
+  with workdir_lib.file_lock(parts / ".lock"):
+    parts_lib.check_settings(parts, settings)
+    vocab_path = parts / "vocab.txt"
+    if not vocab_path.exists():
+      vocab = _create_vocabulary(config.corpus, found, settings, {})
+      vocabulary.save_vocabulary(vocab_path, vocab)
+  encode = functools.partial(
+    encoding.encode, vocab_path, _encoding_rules(config.corpus)
+  )
+  for index in range(number, len(found), num_parts):
+    source = found[index]
+    chunks = _map(encode, _chunks([source], source.name), source.text_bytes)
+    parts_lib.write_source(parts, index, chunks)
+    print(f"corpus: part {number} of {num_parts}: {source.name} is encoded")
 
 
 def _check_settings(corpus, asked, found, directory):
@@ -94,7 +153,7 @@ def _check_settings(corpus, asked, found, directory):
   """
   changed = [key for key in asked if found.get(key) != asked[key]]
   if changed == ["source"]:
-    text = _text_settings(sources.open_sources(corpus))
+    text = _text_settings(spec.open_sources(corpus))
     changed = [] if text["source_digest"] == found["source_digest"] else changed
   if changed:
     values = "; ".join(
@@ -106,15 +165,27 @@ def _check_settings(corpus, asked, found, directory):
     )
 
 
+def _say_if_text_changed(corpus, found, directory):
+  """Prints a line if files were added, changed or deleted since."""
+  specs = [entry.spec for entry in spec.parse_entries(corpus)]
+  if any(s.startswith(("tfds:", "hf:")) for s in specs):
+    return  # a data set of some version does not change
+  try:
+    now = _text_settings(spec.open_sources(corpus))
+  except UserError:
+    return  # the text is not there any more, and not needed
+  if now["source_digest"] != found["source_digest"]:
+    print(
+      "corpus: the files of corpus.source have changed since (they had "
+      f"{found['source_bytes']:,} bytes, now {now['source_bytes']:,}); the "
+      f"corpus prepared before is used. To prepare anew, delete {directory} or "
+      "set --config.corpus.dir to a new folder"
+    )
+
+
 def _settings(corpus, extend_vocab):
   """Returns the settings that the bytes of the corpus depend on, a dict."""
-  settings = {
-    "source": corpus.source,
-    "lowercase": corpus.lowercase,
-    "text_key": corpus.text_key,
-    "language": corpus.language,
-    "one_sentence_per_line": corpus.one_sentence_per_line,
-  }
+  settings = {key: corpus[key] for key in _SETTINGS}
   if corpus.vocab_file:
     vocab = vocabulary.load_vocabulary(corpus.vocab_file)
     settings |= {"vocab_digest": _digest(vocab)}
@@ -126,7 +197,9 @@ def _text_settings(found):
   """Returns what the bytes of the corpus depend on in its text, a dict."""
   return {
     "source_bytes": _stored_bytes(found),
-    "source_digest": _digest(f"{s.name} {s.num_bytes}" for s in found),
+    "source_digest": _digest(
+      f"{s.group} {s.language} {s.name} {s.num_bytes}" for s in found
+    ),
   }
 
 
@@ -137,25 +210,33 @@ def _digest(lines):
 def _write_corpus(config, found, settings, directory):
   seconds = {}
   with contextlib.closing(
-    corpus_lib.CorpusWriter(directory, settings)
+    corpus_writer.CorpusWriter(directory, settings)
   ) as writer:
     done_before = writer.num_text_bytes
     if writer.num_chunks:
       done = f"{writer.num_chunks:,} chunks"
       print(f"corpus: continuing in {directory} after {done}")
     else:
-      vocab = _create_vocabulary(config.corpus, found, settings, seconds)
+      parts = parts_lib.folder(directory)
+      if parts.exists():
+        parts_lib.check_settings(parts, settings)
+        vocab = vocabulary.load_vocabulary(parts / "vocab.txt")
+      else:
+        vocab = _create_vocabulary(config.corpus, found, settings, seconds)
       vocabulary.save_vocabulary(directory / "vocab.txt", vocab)
     with _timed(seconds, "writing tokens"):
       for encoded in _encoded_chunks(config.corpus, found, directory, writer):
         writer.append(encoded)
-      manifest = writer.finish()
+      manifest = writer.finish(
+        _entries(config.corpus), _dropping(config.corpus)
+      )
 
   with _timed(seconds, "report"):
     opened = corpus_lib.open_written(directory, manifest)
     report = report_lib.create_report(config, opened)
     corpus_lib.write_json(directory / "report.json", report)
-  corpus_lib.commit(directory, manifest)
+  corpus_writer.commit(directory, manifest)
+  parts_lib.remove(parts_lib.folder(directory))
   report_lib.print_report(report)
   megabytes = (manifest["num_text_bytes"] - done_before) / 1e6
   parts = ", ".join(f"{part} {took:.1f} s" for part, took in seconds.items())
@@ -187,18 +268,54 @@ def _create_vocabulary(corpus, found, settings, seconds):
     return _train_vocabulary(words, corpus.vocab_size)
 
 
+def _entries(corpus):
+  """Returns what the manifest says of the entries of `corpus.source`."""
+  return [
+    {"spec": entry.spec, "language": entry.language}
+    for entry in spec.parse_entries(corpus)
+  ]
+
+
+def _dropping(corpus):
+  """Returns what `CorpusWriter.finish` asks which documents to leave out."""
+  drops = corpus.near_duplicates == "drop"
+  return duplicates.drop_near_duplicates if drops else None
+
+
+def _word_rules(corpus):
+  return WordRules(
+    lowercase=corpus.lowercase,
+    strip_accents=corpus.strip_accents,
+    split_long_words=corpus.split_long_words,
+  )
+
+
+def _encoding_rules(corpus):
+  return encoding.EncodingRules(
+    words=_word_rules(corpus),
+    one_sentence_per_line=corpus.one_sentence_per_line,
+    skip_bad_rows=corpus.skip_bad_rows,
+  )
+
+
 def _encoded_chunks(corpus, found, directory, writer):
   """Yields the chunks that are not in yet, encoded."""
-  encode = functools.partial(
-    encoding.encode,
-    directory / "vocab.txt",
-    corpus.lowercase,
-    corpus.language,
-    corpus.one_sentence_per_line,
-  )
-  chunks = _chunks(found, "writing tokens", name_empty=True)
-  chunks = itertools.islice(chunks, writer.num_chunks, None)
-  yield from _map(encode, chunks, _text_bytes(found))
+  parts = parts_lib.folder(directory)
+  if parts.exists():
+    chunks = parts_lib.read_chunks(parts, len(found))
+    encoded_chunks = itertools.islice(chunks, writer.num_chunks, None)
+  else:
+    rules = _encoding_rules(corpus)
+    encode = functools.partial(encoding.encode, directory / "vocab.txt", rules)
+    chunks = _chunks(found, "writing tokens", name_empty=True)
+    chunks = itertools.islice(chunks, writer.num_chunks, None)
+    encoded_chunks = _map(encode, chunks, _text_bytes(found))
+  num_named = 0
+  for encoded in encoded_chunks:
+    for problem in encoded.problems[: _NAMED_PROBLEMS - num_named]:
+      print(f"corpus: skipped: {problem}")
+      num_named += 1
+    yield encoded
 
 
 def _count_words(corpus, found):
@@ -207,11 +324,12 @@ def _count_words(corpus, found):
   chunks = itertools.islice(_chunks(found, "counting words"), 0, None, stride)
   counts = collections.Counter()
   text_bytes = _text_bytes(found) // stride
-  for chunk in _map(vocabulary.count_words, chunks, text_bytes):
+  count = functools.partial(encoding.count_words, corpus.skip_bad_rows)
+  for chunk in _map(count, chunks, text_bytes):
     counts.update(chunk)
     if len(counts) > _PRUNED_WORDS:
       counts = collections.Counter({w: n for w, n in counts.items() if n > 1})
-  words = vocabulary.normalize_counts(counts, corpus.lowercase)
+  words = vocabulary.normalize_counts(counts, _word_rules(corpus))
   if not words:
     names = ", ".join(s.name for s in found[:3])
     raise UserError(f"there is no text in {names}; expected documents")
@@ -226,6 +344,11 @@ def _train_vocabulary(words, vocab_size):
       f"vocabulary: {len(left_out):,} rare characters of "
       f"{share / sum(words.values()):.4%} of the words left out"
     )
+  if len(vocab) < vocab_size:
+    print(
+      f"vocabulary: the text yields {len(vocab):,} pieces, fewer than "
+      f"corpus.vocab_size = {vocab_size:,}; the vocabulary has so many"
+    )
   return vocab
 
 
@@ -238,7 +361,7 @@ def _text_bytes(found):
 
 
 def _chunks(found, label, name_empty=False):
-  """Yields lists of blocks of about `CHUNK_BYTES`, with a progress bar."""
+  """Yields lists of `SourcePiece`, `CHUNK_BYTES` each, with a progress bar."""
   chunk, size = [], 0
   total = _stored_bytes(found)
   bar = tqdm.tqdm(
@@ -250,7 +373,7 @@ def _chunks(found, label, name_empty=False):
       num_blocks = 0
       for block, done in source.blocks(CHUNK_BYTES):
         num_blocks += 1
-        chunk.append(block)
+        chunk.append(SourcePiece(block, source.group, source.language))
         size += block.num_bytes
         # A block ends with a document, a little before as much was read.
         if size >= CHUNK_BYTES // 2:
@@ -267,7 +390,6 @@ def _chunks(found, label, name_empty=False):
 
 def _map(function, chunks, text_bytes):
   """Maps documents, chunk by chunk and in order, on all cores if that pays."""
-  function = functools.partial(blocks.apply, function)
   if text_bytes < _POOL_BYTES or parallel.num_workers() == 1:
     return map(function, chunks)
   return parallel.ordered_map(function, chunks)

@@ -3,11 +3,10 @@
 import gzip
 import zlib
 
-from etils import epath
-
 from bert_jax.data.json_text import parse_json
 from bert_jax.data.regular_file import is_regular
 from bert_jax.errors import UserError
+from bert_jax.storage import paths
 
 SUFFIXES = (".txt", ".jsonl", ".txt.gz", ".jsonl.gz")
 PAIR_KEY = "text_pair"
@@ -34,7 +33,7 @@ def iterate_rows(path, text_key):
     raise UserError(
       f"the name {str(path)!a} is not UTF-8; expected one that is"
     ) from None
-  path = epath.Path(path)
+  path = paths.as_path(path)
   if path.exists() and not is_regular(path):
     raise UserError(f"{path} is a folder or a device; expected a file")
   if not path.name.endswith(SUFFIXES):

@@ -3,6 +3,8 @@
 sentencepiece's BPE sees the words as BERT's tokenizer cuts them (lower-cased,
 accents stripped, punctuation apart) with their counts, and its pieces are
 rewritten: what starts a word stays, what continues one gets "##".
+BPE needs its intermediate pieces to reach the longer ones, WordPiece's longest
+match does not: pieces that no training word uses make way for later ones.
 """
 
 import collections
@@ -11,21 +13,29 @@ import os
 import tempfile
 
 import sentencepiece
-from etils import epath
+from tokenizers import models
 
 from bert_jax.data.tokenization import (
+  MAX_WORD_CHARS,
   SPECIAL_TOKENS,
-  create_tokenizer,
+  create_text_tokenizer,
   split_plain,
+  split_words,
 )
 from bert_jax.errors import UserError
+from bert_jax.storage import paths
 
-# WordPiece gives up on longer words (the original's max_input_chars_per_word).
-MAX_WORD_CHARS = 100
 MAX_VOCAB_SIZE = 65_536  # token ids take two bytes
 # Above this share of the vocabulary, the rarest characters are left out and
 # become [UNK]: a text with every Chinese character must still have words.
+# Where the text yields too few pieces, they come back.
 MAX_ALPHABET_SHARE = 0.3
+# BPE pieces to train for each one wanted: 7 to 9 % turn out unused.
+_SPARE_PIECES = 1.2
+# Rounds of dropping unused pieces; new pieces can make older ones unused.
+_MAX_ROUNDS = 8
+# Of sentencepiece's own in a model: unknown, start, end and the space.
+_OTHER_PIECES = 4
 _WORDS_PER_CALL = 100_000
 
 
@@ -44,79 +54,126 @@ def count_words(documents):
   return counts
 
 
-def normalize_counts(counts, lowercase):
+def normalize_counts(counts, rules):
   """Turns counts of raw words into counts of BERT's words.
 
   Args:
     counts: Counter of space-separated words.
-    lowercase: whether to lower-case and strip accents.
+    rules: `WordRules`.
 
   Returns:
-    Counter of normalised words without spaces or joined punctuation.
+    Counter of normalised words without spaces or joined punctuation, none of
+    them over `MAX_WORD_CHARS`.
   """
-  tokenizer = create_tokenizer(SPECIAL_TOKENS, lowercase)
+  tokenizer = create_text_tokenizer(SPECIAL_TOKENS, rules)
   by_count = collections.defaultdict(list)
   words = collections.Counter()
   for word, count in counts.items():
-    parts = split_plain(word)
+    parts = split_plain(word) if len(word) <= MAX_WORD_CHARS else None
     if parts is None:
       by_count[count].append(word)
       continue
     for part in parts:
-      if len(part) <= MAX_WORD_CHARS:
-        words[part.lower() if lowercase else part] += count
+      words[part.lower() if rules.lowercase else part] += count
   # Words of one count go through the tokenizer together: one call, one count.
   for count, group in by_count.items():
     for start in range(0, len(group), _WORDS_PER_CALL):
       raw = " ".join(group[start : start + _WORDS_PER_CALL])
-      text = tokenizer.normalizer.normalize_str(raw)
-      for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text):
+      for word in split_words(tokenizer, rules, raw):
         if len(word) <= MAX_WORD_CHARS:
           words[word] += count
   return words
 
 
 def train_vocabulary(words, vocab_size):
-  """Trains a WordPiece vocabulary of exactly `vocab_size` entries.
+  """Trains a WordPiece vocabulary of `vocab_size` entries.
 
-  Special tokens come first, then every character as start ("a") and as
-  continuation ("##a"), then pieces in the order sentencepiece found them.
+  Special tokens come first, then the characters that start words ("a"), then
+  those that continue words ("##a"), then pieces in the order in which
+  sentencepiece found them, without those that no word uses.
 
   Args:
     words: Counter of normalised words.
     vocab_size: number of entries wanted.
 
   Returns:
-    (list of `vocab_size` tokens, list of characters left out).
-
-  Raises:
-    UserError: the text has too few different words for so many pieces.
+    (list of at most `vocab_size` tokens, list of characters left out). There
+    are fewer tokens where the text yields no more.
   """
-  characters = collections.Counter()
+  counts = collections.Counter()
+  forms = collections.defaultdict(set)
   for word, count in words.items():
-    for character in word:
-      characters[character] += count
-  ranked = sorted(characters, key=lambda c: (-characters[c], c))
-  room = int(MAX_ALPHABET_SHARE * vocab_size) // 2
-  alphabet, left_out = sorted(ranked[:room]), sorted(ranked[room:])
-
-  # Insertion order keeps the vocabulary's order and drops repetitions.
-  vocab = dict.fromkeys(SPECIAL_TOKENS)
-  vocab.update(dict.fromkeys(alphabet))
-  vocab.update(dict.fromkeys("##" + c for c in alphabet))
-  known = frozenset(alphabet)
+    for position, character in enumerate(word):
+      counts[character] += count
+      forms[character].add("##" + character if position else character)
+  ranked = sorted(counts, key=lambda c: (-counts[c], c))
+  num_kept = _num_that_fit(ranked, forms, int(MAX_ALPHABET_SHARE * vocab_size))
+  known = frozenset(ranked[:num_kept])
   trainable = {w: n for w, n in words.items() if known.issuperset(w)}
-  for piece in _bpe_pieces(trainable, vocab_size):
-    if len(vocab) == vocab_size:
+  characters = _character_tokens(known, forms)
+  room = vocab_size - len(SPECIAL_TOKENS) - len(characters)
+  pieces = _used_pieces(trainable, characters, room)
+  # What the pieces leave free goes to the most frequent of the others.
+  room -= len(pieces)
+  num_kept += _num_that_fit(ranked[num_kept:], forms, room)
+  characters = _character_tokens(ranked[:num_kept], forms)
+  return [*SPECIAL_TOKENS, *characters, *pieces], sorted(ranked[num_kept:])
+
+
+def _num_that_fit(characters, forms, room):
+  """Returns how many of some characters have room for all of their tokens."""
+  for number, character in enumerate(characters):
+    room -= len(forms[character])
+    if room < 0:
+      return number
+  return len(characters)
+
+
+def _character_tokens(characters, forms):
+  """Returns the tokens of characters, those that start words first."""
+  tokens = [token for c in characters for token in forms[c]]
+  return sorted(tokens, key=lambda token: (token.startswith("##"), token))
+
+
+def _used_pieces(words, characters, num_pieces, spare=_SPARE_PIECES):
+  """Returns BPE pieces that WordPiece's longest match uses on these words.
+
+  Args:
+    words: dict of word to count; every character is among `characters`.
+    characters: list of tokens of single characters, always kept.
+    num_pieces: how many to return at most.
+    spare: BPE pieces to train for each of `num_pieces`.
+
+  Returns:
+    list of tokens, best first.
+  """
+  asked = len(characters) + int(spare * num_pieces) + 1
+  is_character = frozenset(characters)
+  found = _bpe_pieces(words, asked)
+  waiting = [p for p in dict.fromkeys(found) if p not in is_character]
+  kept, waiting = waiting[:num_pieces], waiting[num_pieces:]
+  for _ in range(_MAX_ROUNDS):
+    used = _find_used([*characters, *kept], words)
+    kept = [piece for piece in kept if piece in used]
+    missing = num_pieces - len(kept)
+    if not missing or not waiting:
       break
-    vocab[piece] = None
-  if len(vocab) < vocab_size:
-    raise UserError(
-      f"corpus.vocab_size is {vocab_size}, but the text yields only "
-      f"{len(vocab)} pieces; expected at most that (set "
-      "--config.corpus.vocab_size)"
-    )
-  return list(vocab), left_out
+    kept, waiting = kept + waiting[:missing], waiting[missing:]
+  if len(kept) < num_pieces and len(found) >= asked - _OTHER_PIECES:
+    return _used_pieces(words, characters, num_pieces, spare=1.5 * spare)
+  return kept
+
+
+def _find_used(tokens, words):
+  """Returns the set of tokens that WordPiece cuts some words into."""
+  vocab = {token: i for i, token in enumerate(["[UNK]", *tokens])}
+  model = models.WordPiece(
+    vocab, unk_token="[UNK]", max_input_chars_per_word=MAX_WORD_CHARS
+  )
+  used = set()
+  for word in words:
+    used.update(token.value for token in model.tokenize(word))
+  return used
 
 
 def extend_vocabulary(vocab, words, num_pieces):
@@ -223,7 +280,7 @@ def load_vocabulary(path):
       tokens or too many of them.
   """
   try:
-    text = epath.Path(path).read_bytes().decode("utf-8")
+    text = paths.as_path(path).read_bytes().decode("utf-8")
     vocab = text.removesuffix("\n").replace("\r", "").split("\n")
   except (OSError, UnicodeDecodeError) as e:
     raise UserError(f"vocabulary {path} can't be read: {e}") from None
@@ -246,4 +303,4 @@ def load_vocabulary(path):
 def save_vocabulary(path, vocab):
   """Writes `vocab` as a vocab.txt."""
   text = "".join(token + "\n" for token in vocab)
-  epath.Path(path).write_bytes(text.encode("utf-8"))
+  paths.write_file(path, text)

@@ -1,46 +1,13 @@
 """The processes of a run, one on each host, that act as one program.
 
-On a TPU VM the metadata of the slice says who they are. Elsewhere three
-environment variables make a process one of several:
-
-    JAX_COORDINATOR_ADDRESS=HOST:PORT  where process 0 listens
-    JAX_NUM_PROCESSES=4
-    JAX_PROCESS_ID=0
-
-Without either there is one process and nothing to join. What the processes say
-to one another goes through JAX's coordination service, not through devices: it
-works before there is a backend, and while one host prepares text for hours.
+What they say to one another goes through JAX's coordination service, not
+through devices: it works before there is a backend, and while one host prepares
+text for hours.
 """
 
-import contextlib
 import itertools
 import json
-import os
-import signal
-import socket
-import sys
-import threading
 import time
-
-import jax
-from jax._src import distributed  # the key-value store has no public name
-
-from bert_jax.distributed.watch import Watch
-from bert_jax.errors import UserError
-
-VARIABLES = (
-  "JAX_COORDINATOR_ADDRESS",
-  "JAX_NUM_PROCESSES",
-  "JAX_PROCESS_ID",
-)
-# Set by a rehearsal: its process id, without which its processes end.
-PARENT = "BERT_JAX_REHEARSAL"
-# A host that is silent for so long is lost. Orbax's and XLA's own work never
-# keeps the watching thread from running for more than a few seconds.
-_HEARTBEAT_SECONDS = 60
-# Hosts of a slice start within minutes of one another, or not at all.
-_JOIN_SECONDS = 300
-_REMINDER_SECONDS = 30
 
 
 class Hosts:
@@ -80,7 +47,7 @@ class Hosts:
     """
     if self.is_alone:
       return [value]
-    return _gather(
+    return gather(
       self._client, next(self._rounds), self.index, len(self.names), value
     )
 
@@ -95,21 +62,10 @@ class Hosts:
     """
     return self.gather(function() if self.is_first else None)[0]
 
-  def make_stopping(self, caught, step):
-    """Builds the answer to: does the run stop after this step?
-
-    Args:
-      caught: list that a signal's number is put in; with several processes
-        also when another one of them got the signal.
-      step: int, the last step done before the first one.
-
-    Returns:
-      Function of the step just dispatched to bool; to be called at every step.
-      It gives all processes the same answer.
-    """
-    if self.is_alone:
-      return lambda step: bool(caught)
-    return self._watch.make_stopping(caught, step)
+  def close(self):
+    """Ends the watch of the other processes, which all have come to the end."""
+    if not self.is_alone:
+      self._watch.close()
 
   def fail(self, error):
     """Ends every process because of an error of this one.
@@ -120,7 +76,19 @@ class Hosts:
       self._watch.fail(error)
 
 
-def _gather(client, number, index, count, value):
+def gather(client, number, index, count, value):
+  """Exchanges a value among processes; see `Hosts.gather`.
+
+  Args:
+    client: JAX's client of the coordination service.
+    number: what tells this exchange from others.
+    index: int, of this process.
+    count: int, of all processes.
+    value: JSON-able.
+
+  Returns:
+    list of the processes' values.
+  """
   key = f"bert_jax/gather/{number}"
   client.key_value_set(f"{key}/{index}", json.dumps(value))
   # Polled, since a blocking call would keep signals from being handled.
@@ -128,178 +96,3 @@ def _gather(client, number, index, count, value):
     time.sleep(0.1)
   by_index = {int(k.rsplit("/", 1)[1]): json.loads(v) for k, v in found}
   return [by_index[i] for i in range(count)]
-
-
-@contextlib.contextmanager
-def joined():
-  """Joins the processes of the run, and ends with all of them or with none.
-
-  To be entered before JAX looks for devices. Inside, processes other than the
-  first print nothing to standard output.
-
-  Yields:
-    `Hosts`.
-
-  Raises:
-    UserError: half of the environment variables are set.
-  """
-  if os.environ.get(PARENT):
-    _end_with_rehearsal(int(os.environ[PARENT]))
-    _keep_stdout_from_gloo()
-  hosts = _join()
-  if hosts.is_alone:
-    yield hosts
-    return
-  with contextlib.ExitStack() as stack:
-    if not hosts.is_first:
-      nowhere = stack.enter_context(open(os.devnull, "w"))
-      stack.enter_context(contextlib.redirect_stdout(nowhere))
-    try:
-      for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _raise_interrupted)
-      yield hosts
-      hosts.gather(None)  # the coordinator must be the last to leave
-    except BaseException as e:
-      hosts.fail(e)
-  hosts._watch.close()
-  jax.distributed.shutdown()
-
-
-def _raise_interrupted(number, frame):
-  del frame
-  raise KeyboardInterrupt(signal.Signals(number).name)
-
-
-def _join():
-  """Returns the `Hosts` that this process belongs to."""
-  address, count, index = _given()
-  if count == 1 or (address is None and not _is_on_tpu()):
-    return Hosts()
-  # Orbax reports steps of the past to it, and then the hosts can't agree on
-  # one to stop at. `Watch` does.
-  jax.config.update("jax_enable_preemption_service", False)
-  heartbeat = float(
-    os.environ.get("BERT_JAX_HEARTBEAT_SECONDS", _HEARTBEAT_SECONDS)
-  )
-  with _telling_who_is_missing() as timeout:
-    try:
-      jax.distributed.initialize(
-        address,
-        count,
-        index,
-        # Its errors end the process in C++, with more than one line. Here and
-        # below they are the second net.
-        initialization_timeout=timeout + 60,
-        heartbeat_timeout_seconds=int(2 * heartbeat),
-      )
-    except ValueError as e:
-      if address is None and "should be defined" in str(e):
-        return Hosts()  # a TPU outside of Google's cloud, on one host
-      raise
-  joined_as = distributed.global_state
-  index, count = joined_as.process_id, joined_as.num_processes
-  if count == 1:
-    return Hosts()
-  client, address = joined_as.client, joined_as.coordinator_address
-  names = _gather(client, "names", index, count, socket.gethostname())
-  watch = Watch(client, address, index, names, heartbeat)
-  return Hosts(index, names, client, watch)
-
-
-def _given():
-  """Returns (address, count, index) of the environment, or three None."""
-  values = [os.environ.get(name) for name in VARIABLES]
-  if not any(values):
-    return None, None, None
-  missing = [
-    name for name, value in zip(VARIABLES, values, strict=True) if not value
-  ]
-  address, count, index = values
-  if missing or not (count.isdigit() and index.isdigit()):
-    seen = ", ".join(map(str, values))
-    raise UserError(
-      f"the environment has {', '.join(VARIABLES)} = {seen}; expected all of "
-      "them or none, such as 10.0.0.1:8482, 4 and 0"
-    )
-  if int(index) >= int(count):
-    raise UserError(
-      f"JAX_PROCESS_ID is {index}; expected less than JAX_NUM_PROCESSES = "
-      f"{count}"
-    )
-  return address, int(count), int(index)
-
-
-def _is_on_tpu():
-  """Tells whether JAX will use a TPU, without asking for its devices.
-
-  On a TPU VM, JAX puts it among its platforms when it is imported.
-  """
-  return "tpu" in (jax.config.jax_platforms or "")
-
-
-@contextlib.contextmanager
-def _telling_who_is_missing():
-  """Says who is being waited for; ends the process when waiting is no use.
-
-  Yields:
-    seconds after which the process ends, int.
-  """
-  timeout = int(os.environ.get("BERT_JAX_JOIN_SECONDS", _JOIN_SECONDS))
-  came = threading.Event()
-
-  def tell():
-    waited = 0
-    while waited < timeout:
-      if came.wait(min(_REMINDER_SECONDS, timeout - waited)):
-        return
-      waited += min(_REMINDER_SECONDS, timeout - waited)
-      print(_missing(waited), file=sys.stderr, flush=True)
-    print(
-      f"error: the hosts of the slice did not all come within {timeout} s; "
-      "expected the command to be started on every one of them (gcloud ... "
-      "ssh --worker=all), and port "
-      f"{(distributed.global_state.coordinator_address or '8482')[-4:]} open",
-      file=sys.stderr,
-      flush=True,
-    )
-    os._exit(2)  # the waiting thread is in C++ and can't be woken
-
-  thread = threading.Thread(target=tell, daemon=True)
-  thread.start()
-  try:
-    yield timeout
-  finally:
-    came.set()
-    thread.join()
-
-
-def _missing(waited):
-  me = distributed.global_state
-  if me.coordinator_address is None:
-    return f"waiting for the slice's metadata, {waited} s so far"
-  others = "the others" if me.process_id == 0 else "host 0 and the others"
-  return (
-    f"waiting for {others}, {waited} s so far: this is host {me.process_id} of "
-    f"{me.num_processes}, which meet at {me.coordinator_address}; start the "
-    "command on every host (gcloud ... ssh --worker=all)"
-  )
-
-
-def _end_with_rehearsal(parent):
-  """Ends this process when the rehearsal that started it is gone."""
-
-  def wait():
-    while os.getppid() == parent:
-      time.sleep(0.5)
-    os._exit(1)
-
-  threading.Thread(target=wait, daemon=True).start()
-
-
-def _keep_stdout_from_gloo():
-  """Keeps what the CPU's collectives print in C++ from where Python prints."""
-  sys.stdout.flush()
-  sys.stdout = os.fdopen(os.dup(1), "w", 1)
-  nowhere = os.open(os.devnull, os.O_WRONLY)
-  os.dup2(nowhere, 1)
-  os.close(nowhere)

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 
-from bert_jax.distributed import hosts
+from bert_jax.distributed import environment, joining
 
 # After one process failed, how long the others get to end by themselves: they
 # need as long as it takes to find that one is lost.
@@ -22,7 +22,7 @@ _PATIENCE_SECONDS = 120
 
 def is_child():
   """Tells whether this process is one of several already."""
-  return hosts.VARIABLES[0] in os.environ
+  return environment.VARIABLES[0] in os.environ
 
 
 def rehearse(num_hosts, num_devices):
@@ -67,18 +67,18 @@ def rehearse(num_hosts, num_devices):
 
 
 def _start(index, num_hosts, num_devices, address):
-  variables = (address, str(num_hosts), str(index))
-  environment = dict(zip(hosts.VARIABLES, variables, strict=True)) | {
+  identity = (address, str(num_hosts), str(index))
+  variables = dict(zip(environment.VARIABLES, identity, strict=True)) | {
     "JAX_PLATFORMS": "cpu",
     "JAX_NUM_CPU_DEVICES": str(num_devices),
     # Programs that wait for other processes take a thread each; with several
     # of them under way there may be none left for what the others wait for.
     "JAX_CPU_ENABLE_ASYNC_DISPATCH": "false",
-    hosts.PARENT: str(os.getpid()),
+    joining.PARENT: str(os.getpid()),
   }
   return subprocess.Popen(
     [sys.executable, *sys.orig_argv[1:]],
-    env=os.environ | environment,
+    env=os.environ | variables,
     stdin=subprocess.DEVNULL,
     stdout=subprocess.DEVNULL if index else None,
     stderr=subprocess.PIPE if index else None,

@@ -1,17 +1,15 @@
-"""Sees that the processes of a run stop together and none is left waiting.
+"""Names a process that is lost, so that none is left waiting for it.
 
 Every second each process notes its state in the coordination service and reads
 the others':
 
   beat    a number that goes up; one that does not is of a process that is lost
-  signal  SIGTERM or SIGINT, if it got one
-  step    where it is, once it has heard of the signal, and goes no further
-          until all have said so: all stop after the largest of them plus one
   end     (status, line) of a process that ends early, and so must all
 
 A step on a slice can't be done without every host: whoever waits for one that
-is gone waits forever. JAX notices too, later, but its processes abort without
-saying which host it was by name.
+is gone waits forever. JAX has heartbeats too, but tells of a lost process by
+its number, among forty lines of a C++ stack, and aborts (jax 0.10.2); here all
+end with one line that has the host's name, and with status 1.
 """
 
 import contextlib
@@ -54,12 +52,6 @@ class Watch:
     self._heartbeat_seconds = heartbeat_seconds
     self._beats = itertools.count()
     self._end = None
-    self._caught = []
-    self._signal = None
-    self._step = None
-    self._stop_step = None
-    self._is_held = False
-    self._condition = threading.Condition()
     self._exchanging = threading.Lock()
     self._ending = threading.Lock()
     self._closed = threading.Event()
@@ -73,23 +65,6 @@ class Watch:
     self._thread.join()
     self._silence_last_words()
 
-  def make_stopping(self, caught, step):
-    """Builds a function that agrees on a step; see `Hosts.make_stopping`."""
-    with self._condition:
-      self._caught, self._step = caught, step
-
-    def stopping(step):
-      with self._condition:
-        self._condition.wait_for(lambda: not self._is_held)
-        self._step = step
-        if self._stop_step is None or step < self._stop_step:
-          return False
-        if not caught:
-          caught.append(self._signal)
-        return True
-
-    return stopping
-
   def fail(self, error):
     """Ends all processes because of an error in this one; does not return."""
     if isinstance(error, UserError):
@@ -102,14 +77,14 @@ class Watch:
       # What a process gone looks like to those that compute with it. Let the
       # thread find it.
       time.sleep(self._heartbeat_seconds + 2 * _PERIOD_SECONDS)
-    traceback.print_exception(error)
     line = traceback.format_exception_only(error)[-1].strip()
-    self._end_all(1, f"{self._label(self._index)} failed: {line}", True)
+    line = f"{self._label(self._index)} failed: {line}"
+    self._end_all(1, line, True, error=error)
 
   def _run(self):
     now = time.monotonic()
     states, heard = {}, dict.fromkeys(range(len(self._names)), now)
-    while not self._closed.wait(0.1 if self._is_held else _PERIOD_SECONDS):
+    while not self._closed.wait(_PERIOD_SECONDS):
       try:
         before, states = states, self._exchange()
       except JaxRuntimeError:  # the service ended with process 0
@@ -123,37 +98,16 @@ class Watch:
       lost = [i for i in heard if now - heard[i] > self._heartbeat_seconds]
       if lost:
         self._lose(lost)
-      self._agree(states)
 
   def _exchange(self):
     """Notes this process' state and returns all, a dict by index."""
     with self._exchanging:
-      state = {
-        "beat": next(self._beats),
-        "signal": self._caught[0] if self._caught else None,
-        "step": self._step if self._is_held else None,
-        "end": self._end,
-      }
+      state = {"beat": next(self._beats), "end": self._end}
       self._client.key_value_set(
         f"{_KEY}/{self._index}", json.dumps(state), allow_overwrite=True
       )
       found = self._client.key_value_dir_get(f"{_KEY}/")
     return {int(k.rsplit("/", 1)[1]): json.loads(v) for k, v in found}
-
-  def _agree(self, states):
-    """Settles the step to stop after once all have said where they are."""
-    signals = [s["signal"] for s in states.values() if s["signal"]]
-    with self._condition:
-      if not signals or self._step is None or self._stop_step is not None:
-        return
-      self._signal = signals[0]
-      self._is_held = True
-      steps = [states.get(i, {}).get("step") for i in range(len(self._names))]
-      if None not in steps:
-        # A process held at step n has n + 1 under way already.
-        self._stop_step = max(steps) + 1
-        self._is_held = False
-        self._condition.notify_all()
 
   def _follow(self, states):
     """Ends this process if another one has."""
@@ -191,16 +145,21 @@ class Watch:
   def _label(self, index):
     return f"host {index} ({self._names[index]})"
 
-  def _end_all(self, status, line, is_told, lost=()):
+  def _end_all(self, status, line, is_told, lost=(), error=None):
     """Ends this process, so that the others follow; does not return.
+
+    Where two threads find a reason, only the first is told.
 
     Args:
       status: int, the exit status of all.
       line: str, why.
       is_told: whether this process prints the line.
       lost: indices of processes that can't follow.
+      error: exception whose traceback says more, or None.
     """
-    self._ending.acquire()  # for good: it ends once
+    self._ending.acquire()  # for good: the process ends once
+    if error:
+      traceback.print_exception(error)
     if is_told:
       prefix = "error: " if status else ""
       print(f"{prefix}{line}", file=sys.stderr)

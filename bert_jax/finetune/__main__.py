@@ -18,12 +18,13 @@ import sys
 
 import numpy as np
 from absl import flags
-from etils import epath
 
 from bert_jax import command
 from bert_jax.errors import UserError
 from bert_jax.finetune import run as run_lib
 from bert_jax.finetune.config import default_config, validate
+from bert_jax.storage import damage, paths
+from bert_jax.training import signals
 from bert_jax.training.host_memory import keep_freed_memory
 from bert_jax.weights import hf
 from bert_jax.weights.pretrained import MODEL_DIR
@@ -47,7 +48,7 @@ def finetune(config, workdir, init, num_seeds=None):
   """
   validate(config)
   keep_freed_memory()
-  workdir = epath.Path(workdir)
+  workdir = paths.as_path(workdir)
   run = run_lib.create_fine_tuning(config, init)
   if num_seeds is None:
     best, stopped_by = run_lib.train(run, config, workdir)
@@ -95,8 +96,8 @@ def _report(workdir, scores):
       f"finetune: {name} {np.mean(values):.4f} +- {deviation:.4f} over "
       f"{len(values)} seeds ({', '.join(f'{v:.4f}' for v in values)})"
     )
-  path = workdir / "results.json"
-  path.write_text(json.dumps(results, indent=2) + "\n")
+  text = json.dumps(results, indent=2) + "\n"
+  paths.write_file(workdir / "results.json", text)
 
 
 def copy_model(folder, output):
@@ -105,13 +106,21 @@ def copy_model(folder, output):
   Raises:
     UserError: `output` holds something else.
   """
-  output = epath.Path(output)
+  output = paths.as_path(output)
   names = {path.name for path in folder.iterdir()}
   hf.check_replaceable(output, names)
-  output.mkdir(parents=True, exist_ok=True)
-  for name in names:
-    (folder / name).copy(output / name, overwrite=True)
+  with paths.replaced_folder(output, hf.CONFIG_FILE) as unfinished:
+    _copy_files(folder, unfinished)
   print(f"finetune: the model is also in {output}")
+
+
+def _copy_files(folder, output):
+  """Copies the files of a folder and of those in it, such as 1_Pooling."""
+  for path in folder.iterdir():
+    if path.is_dir():
+      _copy_files(path, output / path.name)
+    else:
+      paths.copy_file(path, output / path.name)
 
 
 def main(argv):
@@ -123,12 +132,17 @@ def main(argv):
       "folder or a TensorFlow checkpoint"
     )
   config, workdir = command.config_and_workdir()
-  folder, stopped_by = finetune(
-    config, workdir, flags.FLAGS.init, flags.FLAGS.seeds
-  )
+  signals.raise_on_signals()
+  try:
+    with damage.full_disk_told(workdir):
+      folder, stopped_by = finetune(
+        config, workdir, flags.FLAGS.init, flags.FLAGS.seeds
+      )
+  except signals.Stopped as e:
+    stopped_by = e.number
   if stopped_by:
     name = signal.Signals(stopped_by).name
-    print(f"finetune: stopped by {name}; state is saved")
+    print(f"finetune: stopped by {name}; what is done is saved")
     # Preemption is an expected end; somebody at the keyboard wanted a stop.
     sys.exit(128 + stopped_by if stopped_by == signal.SIGINT else 0)
   if flags.FLAGS.output:

@@ -6,11 +6,14 @@ _PIPELINES = {
   "sequence-classification": "text-classification",
   "token-classification": "token-classification",
   "question-answering": "question-answering",
+  "encoder": "sentence-similarity",
 }
+
+_LIBRARIES = {"encoder": "sentence-transformers"}
 
 _MODEL_CARD = """\
 ---
-library_name: transformers
+library_name: {library}
 pipeline_tag: {pipeline_tag}
 license: other
 tags:
@@ -20,7 +23,7 @@ tags:
 # BERT, {num_layers} layers of {hidden_size}, fine-tuned: {kind}
 
 Fine-tuned with bert_jax, a JAX implementation of BERT ([Devlin et al.
-2018](https://arxiv.org/abs/1810.04805)): one output layer, all parameters
+2018](https://arxiv.org/abs/1810.04805)); all parameters were
 trained.
 
 | | |
@@ -59,6 +62,7 @@ def model_card(model, scores):
   """
   config = model.config
   return _MODEL_CARD.format(
+    library=_LIBRARIES.get(model.kind.heads, "transformers"),
     pipeline_tag=_PIPELINES[model.kind.heads],
     num_layers=model.bert_config.num_hidden_layers,
     hidden_size=model.bert_config.hidden_size,

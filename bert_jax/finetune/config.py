@@ -9,6 +9,7 @@ import ml_collections
 from bert_jax.config import require
 from bert_jax.finetune import readers
 from bert_jax.finetune.tasks import KINDS
+from bert_jax.model.pooling import POOLINGS
 
 # Settings that may differ when a run is continued in its workdir.
 CHANGEABLE = ("mesh", "eval", "checkpoint", "log")
@@ -25,7 +26,8 @@ def default_config():
   config.pretrained = True
 
   config.task = task = ml_collections.ConfigDict()
-  # classification, multilabel, regression, tagging or question_answering.
+  # classification, multilabel, regression, tagging, question_answering,
+  # similarity or summarization.
   task.kind = "classification"
   # Chooses the best checkpoint; "" is the kind's usual one.
   task.metric = ""
@@ -38,30 +40,52 @@ def default_config():
   task.max_answer_length = 30
   task.num_best = 20
 
+  # Similarity: how a text becomes a vector, mean or cls, and the score that
+  # stands for a cosine of 1.
+  task.pooling = "mean"
+  task.max_score = 5.0
+
+  # Summarization: sentences of a summary.
+  task.num_sentences = 3
+
   config.data = data = ml_collections.ConfigDict()
   # A file, or "tfds:NAME[/CONFIG][:SPLIT]".
   data.train = ""
   data.dev = ""
-  # tsv (quotes are plain characters), tsv_quoted, csv, jsonl or conll; "" goes
-  # by the file's ending.
+  # tsv (quotes are plain characters), tsv_quoted, csv, jsonl, conll or lines
+  # (a text on each line, no labels); "" goes by the file's ending.
   data.format = ""
   # Whether the first line of a table names the columns.
   data.header = True
   # Columns, by name or by number: "1" is the first, "-1" the last.
   data.text_a = "sentence"
   data.text_b = ""  # the second text of a pair
+  data.text_c = ""  # similarity: a text that is unlike the first
   data.label = "label"
   # Between the labels of one row, in a table.
   data.label_separator = ","
+  # Summarization: the language whose sentences are split, an ISO code.
+  data.language = "en"
   # All labels, comma-separated; "" takes those of the training data.
   data.labels = ""
   # Tokens of a sequence, the special ones included; longer texts are cut, or
   # read in pieces.
   data.max_seq_length = 128
+  # How many lengths batches have at most, chosen to fit the data; each is
+  # compiled. 1 pads every batch to the longest text.
+  data.num_lengths = 4
   # Question answering: tokens that neighbouring windows share, as in
   # transformers, and the longest question.
   data.doc_stride = 128
   data.max_query_length = 64
+
+  # Similarity: the scored pairs of data.dev, where the training data are none.
+  data.scored = scored = ml_collections.ConfigDict()
+  scored.format = ""
+  scored.header = True
+  scored.text_a = "sentence1"
+  scored.text_b = "sentence2"
+  scored.label = "score"
 
   config.model = model = ml_collections.ConfigDict()
   # Arithmetic of the layers, as in pretraining.
@@ -92,11 +116,16 @@ def default_config():
   evaluation.every_steps = 0  # 0: after every epoch
 
   config.checkpoint = checkpoint = ml_collections.ConfigDict()
+  # Whichever comes first; 0 seconds: no limit.
   checkpoint.every_steps = 500
+  checkpoint.every_seconds = 300.0
+  checkpoint.keep_every_steps = 0  # every k-th is kept for good; 0: none
   checkpoint.keep = 1  # to go on from; the best model is kept besides
 
   config.log = log = ml_collections.ConfigDict()
+  # Whichever comes first; 0 seconds: no limit.
   log.every_steps = 50
+  log.every_seconds = 10.0
   return config
 
 
@@ -146,11 +175,15 @@ def validate(config):
     (data, "data.label"),
   ):
     value = section[key.split(".")[1]]
-    require(value, key, value, "a file or a column")
+    is_optional = key == "data.label" and task.kind == "similarity"
+    require(value or is_optional, key, value, "a file or a column")
   for section, key in (
     (task, "task.max_answer_length"),
     (task, "task.num_best"),
+    (task, "task.max_score"),
+    (task, "task.num_sentences"),
     (data, "data.max_query_length"),
+    (data, "data.num_lengths"),
     (train, "train.batch_size"),
     (train, "train.num_epochs"),
     (config.optimizer, "optimizer.learning_rate"),
@@ -201,7 +234,8 @@ def validate(config):
 def _validate_choices(config):
   for key, value, choices in (
     ("task.kind", config.task.kind, tuple(KINDS)),
-    ("data.format", config.data.format, ("", *readers.FORMATS)),
+    ("task.pooling", config.task.pooling, POOLINGS),
+    ("data.format", config.data.format, ("", "lines", *readers.FORMATS)),
     ("model.dtype", config.model.dtype, ("float32", "bfloat16")),
     ("optimizer.name", config.optimizer.name, ("adamw", "lamb")),
   ):

@@ -1,11 +1,12 @@
-"""The three output layers of fine-tuning, under Hugging Face's names."""
+"""What fine-tuning puts on BERT, under Hugging Face's names."""
 
 import jax.numpy as jnp
 from flax import linen as nn
 
-from bert_jax.model.bert import BertModel
+from bert_jax.model.bert import NEVER, BertModel
 from bert_jax.model.bert_config import BertConfig
 from bert_jax.model.dropout import draw_words, dropout
+from bert_jax.model.pooling import pool
 
 
 class BertForSequenceClassification(nn.Module):
@@ -74,13 +75,40 @@ class BertForQuestionAnswering(nn.Module):
   def __call__(
     self, input_ids, token_type_ids, attention_mask, *, deterministic
   ):
-    """Maps tokens, see `BertModel`, to logits, float32 [B, 2, L]."""
+    """Maps tokens, see `BertModel`, to logits, float32 [B, 2, L].
+
+    Padding has `NEVER`, so that a loss does not depend on its slots.
+    """
     body = BertModel(self.config, add_pooling_layer=False, name="bert")
     hidden_states, _ = body(
       input_ids, token_type_ids, attention_mask, deterministic=deterministic
     )
     output = _create_output(self.config, self.num_labels, "qa_outputs")
-    return output(hidden_states[-1]).swapaxes(1, 2)
+    logits = output(hidden_states[-1]).swapaxes(1, 2)
+    return jnp.where(attention_mask[:, None], logits, NEVER)
+
+
+class SentenceEncoder(nn.Module):
+  """One vector for a text; there is no output layer.
+
+  Attributes:
+    config: architecture.
+    pooling: "mean" of the tokens' vectors, or "cls".
+  """
+
+  config: BertConfig
+  pooling: str
+
+  @nn.compact
+  def __call__(
+    self, input_ids, token_type_ids, attention_mask, *, deterministic
+  ):
+    """Maps tokens, see `BertModel`, to vectors, float32 [B, D]."""
+    # The pooler is not used; transformers' BertModel has one.
+    hidden_states, _ = BertModel(self.config, name="bert")(
+      input_ids, token_type_ids, attention_mask, deterministic=deterministic
+    )
+    return pool(hidden_states[-1], attention_mask, self.pooling)
 
 
 def _create_output(config, num_labels, name):

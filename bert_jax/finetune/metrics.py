@@ -49,12 +49,14 @@ def classification_metrics(labels, predictions, num_labels):
     f1 = metrics.f1_score(labels, predictions, zero_division=0)
   else:
     f1 = metrics.f1_score(labels, predictions, average="macro", zero_division=0)
+  # Of one class alone there is no correlation, and scikit-learn warns.
+  matthews = 0.0
+  if len(np.union1d(labels, predictions)) > 1:
+    matthews = metrics.matthews_corrcoef(labels, predictions)
   return {
     "accuracy": float(metrics.accuracy_score(labels, predictions)),
     "f1": float(f1),
-    "matthews_correlation": float(
-      metrics.matthews_corrcoef(labels, predictions)
-    ),
+    "matthews_correlation": float(matthews),
   }
 
 

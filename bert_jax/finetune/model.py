@@ -8,17 +8,18 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bert_jax.errors import UserError
+from bert_jax.finetune import similarity
 from bert_jax.finetune.features import eval_batches
 from bert_jax.finetune.tasks import KINDS, Kind
-from bert_jax.model.bert import segment_inputs
+from bert_jax.model.bert import NEVER, segment_inputs
 from bert_jax.model.bert_config import BertConfig
 from bert_jax.sharding import mesh as mesh_lib
 from bert_jax.sharding import partitioning
 from bert_jax.sharding import rows as rows_lib
+from bert_jax.storage import paths
 from bert_jax.weights import hf, hf_config, hf_folder, pretrained
 from bert_jax.weights.pretrained import Pretrained
 
@@ -41,8 +42,10 @@ class Head:
 
   def fits(self, kind):
     """Tells whether it is a head for a `Kind`."""
-    return self.architecture == hf.TASK_HEADS[kind.heads][0] and (
-      kind.problem_type in (None, self.problem_type)
+    return (
+      kind.heads in hf.TASK_HEADS
+      and self.architecture == hf.TASK_HEADS[kind.heads][0]
+      and kind.problem_type in (None, self.problem_type)
     )
 
 
@@ -72,7 +75,7 @@ class TaskModel:
   @property
   def module(self):
     """The linen module."""
-    return self.kind.model(self.bert_config, len(self.labels))
+    return self.kind.model(self.bert_config, len(self.labels), self.config.task)
 
 
 def load_init(source, config):
@@ -107,7 +110,7 @@ def load_init(source, config):
 
 def _load_head(folder, names):
   """Reads the output layer of a Hugging Face folder."""
-  folder = epath.Path(folder)
+  folder = paths.as_path(folder)
   tensors, files = hf_folder.load_tensors(folder)
   for name in names:
     if tensors[name].ndim != 2 - name.endswith("bias"):
@@ -159,7 +162,7 @@ def create_task_model(config, found, head, labels):
     labels = head.labels
     found = with_head(found, head)
     print(f"init: goes on with its output layer for {_few(labels)}")
-  else:
+  elif kind.heads in hf.TASK_HEADS:
     print(f"init: a fresh output layer for {_few(labels)}")
     if head is not None:
       print(f"init: its own is {head.architecture}'s for {_few(head.labels)}")
@@ -229,8 +232,12 @@ def encode(model, rows, *, labelled):
   if not labelled:
     return features
   labels = model.kind.labels(rows, features, model.labels)
-  arrays = features.arrays | {"labels": labels}
-  return dataclasses.replace(features, arrays=arrays)
+  per_token = features.per_token
+  if model.kind.labels_per_token:
+    per_token = (*per_token, "labels")
+  return dataclasses.replace(
+    features, arrays=features.arrays | {"labels": labels}, per_token=per_token
+  )
 
 
 def apply(module, params, inputs, dropout_key):
@@ -239,26 +246,26 @@ def apply(module, params, inputs, dropout_key):
   Args:
     module: linen module of `heads.py`.
     params: its parameters.
-    inputs: dict of input_ids int32 [B, L], a_length and length int32 [B].
+    inputs: dict of arrays of a batch, see `Features`.
     dropout_key: PRNG key, or None for no dropout.
 
   Returns:
-    logits: float32 [B, ...].
-    attention_mask: bool [B, L].
+    logits: float32 [B, ...], or [B, T, ...] of T texts.
+    attention_mask: bool [B, L], or [B * T, L].
   """
-  input_ids = inputs["input_ids"]
+  *rows, slots = inputs["input_ids"].shape
   token_type_ids, attention_mask = segment_inputs(
-    inputs["a_length"], inputs["length"], input_ids.shape[1]
+    inputs["a_length"].reshape(-1), inputs["length"].reshape(-1), slots
   )
   logits = module.apply(
     {"params": params},
-    input_ids,
-    token_type_ids,
+    inputs["input_ids"].reshape(-1, slots),
+    inputs.get("token_type_ids", token_type_ids),
     attention_mask,
     deterministic=dropout_key is None,
     rngs=None if dropout_key is None else {"dropout": dropout_key},
   )
-  return logits, attention_mask
+  return logits.reshape(*rows, *logits.shape[1:]), attention_mask
 
 
 def make_predict(model, params):
@@ -269,7 +276,8 @@ def make_predict(model, params):
     params: nested dict of arrays or shapes.
 
   Returns:
-    Function (params, features) -> logits, float32 numpy [N, ...].
+    Function (params, features) -> logits, float32 numpy [N, ...]; `NEVER` at
+    the slots that a feature's batch did not have.
   """
   mesh, batch_size = model.mesh, model.config.train.batch_size
 
@@ -288,13 +296,36 @@ def make_predict(model, params):
   rows = rows_lib.local_rows(mesh, batch_size)
 
   def predict(params, features):
-    logits = []
-    for batch in eval_batches(features, batch_size):
+    found = []
+    for chosen, batch in eval_batches(features, batch_size):
       batch = {name: array[rows] for name, array in batch.items()}
-      logits.append(step(params, rows_lib.global_batch(mesh, batch)))
-    return np.concatenate(jax.device_get(logits))[: len(features)]
+      found.append((chosen, step(params, rows_lib.global_batch(mesh, batch))))
+    shape = abstract_logits(model, features).shape
+    logits = np.full((len(features), *shape[1:]), NEVER, np.float32)
+    for chosen, some in jax.device_get(found):
+      logits[(chosen, *map(slice, some.shape[1:]))] = some
+    return logits
 
   return predict
+
+
+def abstract_logits(model, features):
+  """Returns the shape of the logits of one feature, all of its slots counted.
+
+  Args:
+    model: `TaskModel`.
+    features: `Features`.
+
+  Returns:
+    `jax.ShapeDtypeStruct` [1, ...].
+  """
+  params = jax.eval_shape(lambda: init_params(model.module, jax.random.key(0)))
+  batch = {
+    name: jnp.asarray(array[:1]) for name, array in features.arrays.items()
+  }
+  return jax.eval_shape(
+    lambda params: apply(model.module, params, batch, None)[0], params
+  )
 
 
 def decode(model, logits, rows, features):
@@ -311,10 +342,18 @@ def save_model(output_dir, params, model, model_card):
     model: `TaskModel`.
     model_card: text of README.md.
   """
-  settings = {
-    "id2label": {str(i): label for i, label in enumerate(model.labels)},
-    "label2id": {label: i for i, label in enumerate(model.labels)},
-  }
+  settings, extra_files = {}, {}
+  if model.kind.heads in hf.TASK_HEADS:
+    settings = {
+      "id2label": {str(i): label for i, label in enumerate(model.labels)},
+      "label2id": {label: i for i, label in enumerate(model.labels)},
+    }
+  else:
+    extra_files = similarity.sentence_transformers_files(
+      model.bert_config.hidden_size,
+      model.config.task.pooling,
+      model.config.data.max_seq_length,
+    )
   if model.kind.problem_type:
     settings["problem_type"] = model.kind.problem_type
   # Where pipelines cut. Ours does not cut sentences whose words are tagged.
@@ -333,4 +372,5 @@ def save_model(output_dir, params, model, model_card):
     model_card=model_card,
     max_length=max_length,
     settings=settings,
+    extra_files=extra_files,
   )

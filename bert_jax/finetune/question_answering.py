@@ -10,7 +10,8 @@ import numpy as np
 
 from bert_jax.errors import UserError
 from bert_jax.finetune import metrics, squad_file
-from bert_jax.finetune.features import Features, create_arrays
+from bert_jax.finetune.features import create_features
+from bert_jax.storage import paths
 
 # Where a window points that holds no answer: [CLS].
 _NO_ANSWER = 0
@@ -82,11 +83,13 @@ def encode(rows, tokenizer, config):
     windows += of_row
     row_of += [number] * len(of_row)
     places += _places(of_row)
-  arrays = create_arrays(
+  return create_features(
     [window.ids for window in windows],
+    data,
     np.array([sum(window.type_ids) for window in windows]),
+    row_of,
+    places,
   )
-  return Features(arrays, np.array(row_of), places)
 
 
 def _cut_questions(rows, tokenizer, max_query_length):
@@ -174,6 +177,12 @@ def _slots_of(span, place):
   if end_slot < start_slot:
     return _NO_ANSWER, _NO_ANSWER
   return first + start_slot, first + end_slot
+
+
+def has_answers(rows, names):
+  """Tells whether every question says its answers."""
+  del names
+  return all(row.label is not None for row in rows)
 
 
 def decode(logits, rows, features, names, config):
@@ -268,4 +277,4 @@ def save_predictions(path, rows, predictions):
   ):
     values = {row.id: p[key] for row, p in zip(rows, predictions, strict=True)}
     text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-    path.with_name(prefix + path.name).write_text(text, encoding="utf-8")
+    paths.write_file(path.with_name(prefix + path.name), text)

@@ -10,12 +10,12 @@ import dataclasses
 import io
 
 import numpy as np
-from etils import epath
 
 from bert_jax.data.json_text import parse_json
 from bert_jax.data.regular_file import is_regular
 from bert_jax.errors import UserError
 from bert_jax.finetune import values as values_lib
+from bert_jax.storage import paths
 
 # What an ending means, unless `data.format` says something else.
 _FORMATS = {
@@ -91,7 +91,7 @@ def read_records(
   if source.startswith("tfds:"):
     records = _tfds_records(source)
   else:
-    path = epath.Path(source).expanduser()
+    path = paths.as_path(source)
     text = read_text(path)
     file_format = file_format or _FORMATS.get(path.suffix.lower(), default)
     if file_format == "jsonl":
@@ -118,7 +118,7 @@ def read_lines(source):
   Raises:
     UserError: the file can't be read or is empty.
   """
-  lines = split_lines(read_text(epath.Path(source).expanduser()))
+  lines = split_lines(read_text(paths.as_path(source)))
   if not lines:
     raise UserError(f"{source} has no lines; expected at least one")
   return [(f"{source} line {i}", line) for i, line in enumerate(lines, 1)]
@@ -286,7 +286,7 @@ def _tfds_records(source):
   """Reads a data set of TensorFlow Datasets; class numbers become names."""
   import tensorflow_datasets as tfds
 
-  from bert_jax.data.sources import open_tfds
+  from bert_jax.data.sources.tfds import open_tfds
 
   name, _, split = source.removeprefix("tfds:").partition(":")
   split = split or "train"

@@ -1,6 +1,7 @@
 """One fine-tuning: data, the loop, and the best model by the task's metric."""
 
 import dataclasses
+import functools
 import zlib
 
 import jax
@@ -8,23 +9,28 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
-from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
 from bert_jax.data.pipeline import iterate_batches
 from bert_jax.errors import UserError
 from bert_jax.finetune import card, losses
 from bert_jax.finetune import model as model_lib
-from bert_jax.finetune.config import CHANGEABLE, num_train_steps, resolve
+from bert_jax.finetune.config import (
+  CHANGEABLE,
+  default_config,
+  num_train_steps,
+  resolve,
+)
 from bert_jax.finetune.features import Features, TrainingExamples
 from bert_jax.finetune.metrics import check_libraries
 from bert_jax.finetune.model import TaskModel
 from bert_jax.finetune.tasks import KINDS
+from bert_jax.model.bert import count_params
 from bert_jax.sharding import partitioning
 from bert_jax.sharding import rows as rows_lib
-from bert_jax.storage import checkpoints, metric_log
+from bert_jax.storage import checkpoint_reader, checkpoints, metric_log, paths
 from bert_jax.storage import workdir as workdir_lib
-from bert_jax.training import flops
+from bert_jax.training import flops, signals
 from bert_jax.training import loop as loop_lib
 from bert_jax.training import step as step_lib
 from bert_jax.training.optimizer import create_optimizer, create_schedule
@@ -84,7 +90,8 @@ def create_fine_tuning(config, source):
   check_libraries()
   found, head = model_lib.load_init(source, config)
   kind = KINDS[config.task.kind]
-  train_rows = kind.read_rows(config.data.train, config, labelled=True)
+  read = kind.read_training_rows or kind.read_rows
+  train_rows = read(config.data.train, config, labelled=True)
   dev_rows = kind.read_rows(config.data.dev, config, labelled=True)
   labels = _label_names(config, kind, train_rows)
   model = model_lib.create_task_model(config, found, head, labels)
@@ -93,8 +100,9 @@ def create_fine_tuning(config, source):
   train = model_lib.encode(model, train_rows, labelled=True)
   dev = model_lib.encode(model, dev_rows, labelled=True)
   print(
-    f"data: {len(train_rows):,} rows to train on ({len(train):,} sequences of "
-    f"{train.max_seq_length}), {len(dev_rows):,} held out"
+    f"data: {len(train_rows):,} rows to train on ({len(train):,} sequences, "
+    f"padded to {' or '.join(map(str, train.lengths))} tokens), "
+    f"{len(dev_rows):,} held out"
   )
   weights = model.pretrained.params if config.pretrained else {}
   return FineTuning(
@@ -125,15 +133,8 @@ def _label_names(config, kind, rows):
 
 def _metric_names(model, dev, dev_rows):
   """Returns the task's metrics, the one that chooses first."""
-  shapes = jax.eval_shape(
-    lambda: model_lib.init_params(model.module, jax.random.key(0))
-  )
-  logits = jax.eval_shape(
-    lambda params, inputs: model_lib.apply(model.module, params, inputs, None),
-    shapes,
-    {name: jnp.asarray(array[:1]) for name, array in dev.arrays.items()},
-  )[0]
-  nothing = np.zeros((len(dev), *logits.shape[1:]), np.float32)
+  shape = model_lib.abstract_logits(model, dev).shape
+  nothing = np.zeros((len(dev), *shape[1:]), np.float32)
   predictions = model_lib.decode(model, nothing, dev_rows, dev)
   names = tuple(model.kind.score(predictions, dev_rows, model.labels))
   chosen = model.config.task.metric or names[0]
@@ -177,13 +178,15 @@ def train(run, config, workdir):
     UserError: the workdir holds another run, or the loss is not finite.
   """
   with workdir_lib.run_lock(workdir):
-    workdir_lib.check_config(config, workdir, CHANGEABLE)
+    workdir_lib.check_config(config, workdir, CHANGEABLE, default_config)
     workdir_lib.save_config(config, workdir)
-    manager = checkpoints.create_manager(config.checkpoint, workdir)
+    checkpoint_reader.check_round_trip(workdir)
+    manager = checkpoints.create_manager(config.checkpoint, workdir, best=None)
     try:
       stopped_by = _train_from_newest(run, workdir, manager)
     finally:
-      manager.close()
+      with signals.deferred():
+        manager.close()
   return best_row(run, workdir), stopped_by
 
 
@@ -199,28 +202,35 @@ def best_row(run, workdir):
 
 
 def _train_from_newest(run, workdir, manager):
-  state = _restore_or_create(run, manager)
+  state, is_evaluated = _restore_or_create(run, manager)
   first_step = int(state.step)
-  if first_step >= run.num_steps:
+  if first_step >= run.num_steps and is_evaluated:
     print(f"finetune: {workdir} is finished: {run.num_steps:,} steps are done")
     return None
   print(
     f"finetune: {jax.device_count()} x {jax.devices()[0].device_kind}, "
-    f"{sum(p.size for p in jax.tree.leaves(state.params)):,} parameters, steps "
+    f"{count_params(state.params, run.model.bert_config):,} parameters, steps "
     f"{first_step:,} to {run.num_steps:,}, seed {run.config.seed}"
   )
   fields = metric_log.row_fields(run.metric_names)
   writer = metric_log.MetricWriter(workdir, first_step, fields)
 
   def save(state, evaluated):
-    del evaluated
-    checkpoints.save(manager, state, run.config, run.fingerprint)
+    checkpoints.save(manager, state, run.config, run.fingerprint, evaluated)
 
   def summary(row):
     names = [name for name in ("loss", *run.metric_names) if name in row]
     return ", ".join(f"{name} {row[name]:.4f}" for name in names)
 
-  loop = loop_lib.Loop(run.config, run.model.mesh, writer, save, summary)
+  loop = loop_lib.Loop(
+    run.config,
+    run.model.mesh,
+    writer,
+    save,
+    functools.partial(checkpoints.save_figures, manager),
+    summary,
+    is_evaluated=is_evaluated,
+  )
   stage = _create_stage(run, workdir, state)
   try:
     _, stopped_by = loop_lib.train(loop, [stage], state)
@@ -230,10 +240,11 @@ def _train_from_newest(run, workdir, manager):
 
 
 def _restore_or_create(run, manager):
+  """Returns (`TrainState`, whether it was evaluated if it had to be)."""
   abstract = abstract_state(run)
   found = checkpoints.restore_newest(manager, abstract)
   if found is None:
-    return create_state(run)
+    return create_state(run), True
   state, meta = found
   if meta["corpus_fingerprint"] != run.fingerprint:
     raise UserError(
@@ -242,7 +253,7 @@ def _restore_or_create(run, manager):
       f"{run.fingerprint} (use those, or another --workdir)"
     )
   print(f"finetune: continuing after step {int(state.step):,}")
-  return state
+  return state, meta["evaluated"] is not None
 
 
 def create_state(run):
@@ -300,13 +311,17 @@ def create_objective(model):
     loss_weights=lambda inputs: {"loss": losses.weight(inputs["labels"])},
     sums=sums,
     dtype=model.bert_config.dtype,
+    head_size=model.bert_config.head_size,
   )
 
 
 def _create_stage(run, workdir, state):
   config, mesh = run.config, run.model.mesh
-  batch_size, length = config.train.batch_size, run.train.max_seq_length
-  examples = TrainingExamples(run.train, config.seed)
+  batch_size = config.train.batch_size
+  examples = TrainingExamples(run.train, config.seed, batch_size, run.num_steps)
+  slots = examples.slots()
+  mean_slots = float(np.mean(slots))
+  texts = run.train.arrays["length"].size // len(run.train)
 
   def batches(step):
     rows = rows_lib.local_rows(mesh, batch_size)
@@ -316,9 +331,12 @@ def _create_stage(run, workdir, state):
     name="finetune",
     end=run.num_steps,
     batch_size=batch_size,
-    max_seq_length=length,
+    max_seq_length=mean_slots,
     flops_per_step=flops.count_train_flops(
-      run.model.bert_config, batch_size, length, max_predictions=0
+      run.model.bert_config,
+      texts * batch_size,
+      mean_slots,
+      max_predictions=0,
     ),
     train_step=step_lib.make_train_step(
       config,
@@ -328,17 +346,26 @@ def _create_stage(run, workdir, state):
       mesh,
       state,
     ),
-    abstract_batch={
-      name: jax.ShapeDtypeStruct(
-        (batch_size, *array.shape[1:]),
-        array.dtype,
-        sharding=rows_lib.batch_sharding(mesh),
-      )
-      for name, array in run.train.arrays.items()
-    },
+    abstract_batches=[
+      _abstract_batch(run, slots) for slots in sorted(set(slots))[::-1]
+    ],
     iterate_batches=batches,
     evaluate=_make_evaluate(run, workdir, state.params),
   )
+
+
+def _abstract_batch(run, slots):
+  """Returns shapes and shardings of a batch of so many slots a text."""
+  features = run.train
+  sharding = rows_lib.batch_sharding(run.model.mesh)
+
+  def rows(name, array):
+    shape = (run.config.train.batch_size, *array.shape[1:])
+    if name in features.per_token:
+      shape = (*shape[:-1], slots)
+    return jax.ShapeDtypeStruct(shape, array.dtype, sharding=sharding)
+
+  return {name: rows(name, array) for name, array in features.arrays.items()}
 
 
 def _make_evaluate(run, workdir, params):
@@ -379,5 +406,5 @@ def _save_best(run, workdir, params, predictions, scores):
     model,
     card.model_card(model, scores),
   )
-  path = epath.Path(workdir) / model.kind.file_name
+  path = paths.as_path(workdir) / model.kind.file_name
   model.kind.save_predictions(path, run.dev_rows, predictions)

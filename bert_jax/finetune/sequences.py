@@ -7,7 +7,8 @@ import numpy as np
 
 from bert_jax.errors import UserError
 from bert_jax.finetune import metrics, readers, values
-from bert_jax.finetune.features import Features, create_arrays
+from bert_jax.finetune.features import create_features
+from bert_jax.storage import paths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +43,7 @@ def read_rows(source, config, labelled):
   data = config.data
   columns = [column for column in (data.text_a, data.text_b) if column]
   label_of = LABELS[config.task.kind]
-  if not labelled and not data.format and source.endswith(".txt"):
+  if data.format == "lines" and not labelled:
     lines = readers.read_lines(source)
     return [_line_row(where, line, len(columns)) for where, line in lines]
   records = readers.read_records(
@@ -137,11 +138,11 @@ def encode(rows, tokenizer, config):
       f"data: {num_cut:,} of {len(rows):,} rows are cut at "
       f"{config.data.max_seq_length} tokens"
     )
-  arrays = create_arrays(
+  return create_features(
     [encoding.ids for encoding in encodings],
+    config.data,
     np.array([sum(encoding.type_ids) for encoding in encodings]),
   )
-  return Features(arrays, np.arange(len(rows)), [None] * len(rows))
 
 
 def class_labels(rows, features, names):
@@ -180,6 +181,28 @@ def find_label(label, names, row):
       "the labels of the training data (name all of them in "
       "--config.data.labels)"
     ) from None
+
+
+def has_known_labels(rows, names):
+  """Tells whether every row has a label among the model's.
+
+  Files of GLUE say -1 where a label is kept secret.
+  """
+  return all(row.label is not None and row.label in names for row in rows)
+
+
+def has_known_label_sets(rows, names):
+  """The same of rows with several labels."""
+  return all(
+    row.label is not None and set(row.label) <= set(names) for row in rows
+  )
+
+
+def has_numbers(rows, names):
+  """Tells whether every row has a number, and not all of them -1."""
+  del names
+  found = {row.label for row in rows}
+  return None not in found and found != {-1.0}
 
 
 def decode_classes(logits, rows, features, names, config):
@@ -264,4 +287,4 @@ def save_predictions(path, rows, predictions):
     )
     for i, (row, prediction) in enumerate(zip(rows, predictions, strict=True))
   ]
-  path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+  paths.write_file(path, "".join(line + "\n" for line in lines))

@@ -2,11 +2,10 @@
 
 import dataclasses
 
-from etils import epath
-
 from bert_jax.data.json_text import parse_json, shorten
 from bert_jax.errors import UserError
 from bert_jax.finetune.readers import read_text
+from bert_jax.storage import paths
 
 _SPELLED = {
   str: "text",
@@ -52,7 +51,7 @@ def read_questions(source, labelled):
       the place.
   """
   try:
-    saved = parse_json(read_text(epath.Path(source).expanduser()))
+    saved = parse_json(read_text(paths.as_path(source)))
   except ValueError as e:
     raise UserError(f"{source} can't be read: {e}") from None
   rows = []

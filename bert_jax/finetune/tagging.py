@@ -10,7 +10,7 @@ import numpy as np
 
 from bert_jax.errors import UserError
 from bert_jax.finetune import metrics, readers
-from bert_jax.finetune.features import IGNORED, Features, create_arrays
+from bert_jax.finetune.features import IGNORED, create_features
 from bert_jax.finetune.sequences import find_label
 from bert_jax.finetune.values import sort_names
 
@@ -46,7 +46,7 @@ def read_rows(source, config, labelled):
     UserError: a row has no tags, or not as many as words.
   """
   data = config.data
-  if not labelled and not data.format and source.endswith(".txt"):
+  if data.format == "lines" and not labelled:
     lines = readers.read_lines(source)
     return [Row(where, tuple(line.split()), None) for where, line in lines]
   rows = []
@@ -106,7 +106,7 @@ def encode(rows, tokenizer, config):
       token_ids.append([special["[CLS]"], *tokens, special["[SEP]"]])
       row_of.append(number)
       places.append((first, slots))
-  return Features(create_arrays(token_ids), np.array(row_of), places)
+  return create_features(token_ids, config.data, row_of=row_of, places=places)
 
 
 def _cut(words, room):
@@ -132,6 +132,23 @@ def tag_labels(rows, features, names):
     tags = row.label[first : first + len(slots)]
     labels[i, slots] = [find_label(tag, names, row) for tag in tags]
   return labels
+
+
+def has_known_tags(rows, names):
+  """Tells whether every row has tags.
+
+  Raises:
+    UserError: a tag is not the model's: a file read as what it is not would
+      otherwise be predicted as if words were tags.
+  """
+  for row in rows:
+    for tag in row.label or ():
+      if tag not in names:
+        raise UserError(
+          f"{row.where} has tag {tag!r}; expected one of {', '.join(names)} "
+          "(a file with a sentence on each line: --format=lines)"
+        )
+  return all(row.label is not None for row in rows)
 
 
 def decode(logits, rows, features, names, config):

@@ -1,4 +1,4 @@
-"""The five kinds of tasks, in one table.
+"""The kinds of tasks, in one table.
 
 A kind says how rows become features and labels, which head is trained by which
 loss, and how its logits become predictions and these become metrics.
@@ -12,6 +12,8 @@ from bert_jax.finetune import (
   losses,
   question_answering,
   sequences,
+  similarity,
+  summarization,
   tagging,
 )
 
@@ -21,19 +23,23 @@ class Kind:
   """What a task is made of; the functions are explained where they are.
 
   Attributes:
-    heads: key of `hf.TASK_HEADS`.
+    heads: key of `hf.TASK_HEADS`, or "encoder" where there is no output layer.
     problem_type: transformers' word for the loss, or None.
-    model: linen module with attributes config and num_labels.
+    model: function (`BertConfig`, number of labels, settings `task`) -> linen
+      module.
     loss: function (logits, labels) -> (sum, weight).
     read_rows: function (source, config, labelled) -> rows.
+    read_training_rows: the same for training data that are of another form.
     label_names: function of labelled rows to a tuple of str.
     encode: function (rows, tokenizer, config) -> `Features`.
     labels: function (rows, features, names) -> numpy array [N, ...].
+    labels_per_token: whether the last dimension of the labels is slots.
     decode: function (logits, rows, features, names, config) -> list of
       predictions, a dict a row.
     score: function (predictions, rows, names) -> dict of metrics; the first is
       the usual one.
     save_predictions: function (path, rows, predictions).
+    has_known_labels: function (rows, names) -> whether rows can be scored.
     file_name: of the predictions in a workdir.
   """
 
@@ -47,15 +53,22 @@ class Kind:
   labels: Callable
   decode: Callable
   score: Callable
+  read_training_rows: Callable | None = None
+  labels_per_token: bool = False
+  has_known_labels: Callable = sequences.has_known_labels
   save_predictions: Callable = sequences.save_predictions
   file_name: str = "predictions.jsonl"
+
+
+def _with_labels(module):
+  return lambda config, num_labels, task: module(config, num_labels)
 
 
 KINDS = {
   "classification": Kind(
     heads="sequence-classification",
     problem_type="single_label_classification",
-    model=heads.BertForSequenceClassification,
+    model=_with_labels(heads.BertForSequenceClassification),
     loss=losses.cross_entropy,
     read_rows=sequences.read_rows,
     label_names=sequences.class_names,
@@ -67,7 +80,7 @@ KINDS = {
   "multilabel": Kind(
     heads="sequence-classification",
     problem_type="multi_label_classification",
-    model=heads.BertForSequenceClassification,
+    model=_with_labels(heads.BertForSequenceClassification),
     loss=losses.binary_cross_entropy,
     read_rows=sequences.read_rows,
     label_names=sequences.multilabel_names,
@@ -75,11 +88,12 @@ KINDS = {
     labels=sequences.multilabel_labels,
     decode=sequences.decode_multilabel,
     score=sequences.score_multilabel,
+    has_known_labels=sequences.has_known_label_sets,
   ),
   "regression": Kind(
     heads="sequence-classification",
     problem_type="regression",
-    model=heads.BertForSequenceClassification,
+    model=_with_labels(heads.BertForSequenceClassification),
     loss=losses.squared_error,
     read_rows=sequences.read_rows,
     label_names=sequences.number_name,
@@ -87,23 +101,26 @@ KINDS = {
     labels=sequences.number_labels,
     decode=sequences.decode_numbers,
     score=sequences.score_numbers,
+    has_known_labels=sequences.has_numbers,
   ),
   "tagging": Kind(
     heads="token-classification",
     problem_type=None,
-    model=heads.BertForTokenClassification,
+    model=_with_labels(heads.BertForTokenClassification),
     loss=losses.cross_entropy,
     read_rows=tagging.read_rows,
     label_names=tagging.tag_names,
     encode=tagging.encode,
     labels=tagging.tag_labels,
+    labels_per_token=True,
     decode=tagging.decode,
     score=tagging.score,
+    has_known_labels=tagging.has_known_tags,
   ),
   "question_answering": Kind(
     heads="question-answering",
     problem_type=None,
-    model=heads.BertForQuestionAnswering,
+    model=_with_labels(heads.BertForQuestionAnswering),
     loss=losses.cross_entropy,
     read_rows=question_answering.read_rows,
     label_names=question_answering.span_names,
@@ -113,5 +130,36 @@ KINDS = {
     score=question_answering.score,
     save_predictions=question_answering.save_predictions,
     file_name="predictions.json",
+    has_known_labels=question_answering.has_answers,
+  ),
+  "summarization": Kind(
+    heads="token-classification",
+    problem_type=None,
+    model=_with_labels(heads.BertForTokenClassification),
+    loss=losses.binary_cross_entropy_of_tokens,
+    read_rows=summarization.read_rows,
+    label_names=summarization.output_name,
+    encode=summarization.encode,
+    labels=summarization.sentence_labels,
+    labels_per_token=True,
+    decode=summarization.decode,
+    score=summarization.score,
+    has_known_labels=summarization.has_summaries,
+  ),
+  "similarity": Kind(
+    heads="encoder",
+    problem_type=None,
+    model=lambda config, num_labels, task: heads.SentenceEncoder(
+      config, task.pooling
+    ),
+    has_known_labels=sequences.has_numbers,
+    loss=losses.similarity,
+    read_rows=similarity.read_rows,
+    read_training_rows=similarity.read_training_rows,
+    label_names=similarity.vector_name,
+    encode=similarity.encode,
+    labels=similarity.labels,
+    decode=similarity.decode,
+    score=similarity.score,
   ),
 }

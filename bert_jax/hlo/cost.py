@@ -2,25 +2,19 @@
 
 The compiler writes `estimated_cycles` into every fusion that its cost model
 covers. Summed over the schedule, loop bodies times their trip count, that is
-the time the cores work. Collectives carry no estimate; here they take
-
-  all-reduce           2 (n-1)/n bytes    over a chip's links
-  all-gather,
-  reduce-scatter,
-  all-to-all             (n-1)/n bytes    over a chip's links
-  collective-permute             bytes    over one link
-
-for n chips a group, where bytes are those of the larger side. One that starts
-and is done later hides behind the work between; any other hides nothing. The
-compiler runs some beside a fusion's own work: such a pair is named
-`async-collective-start` and `-done` and is a fusion around the collective. Or
-it hands them to a chip's SparseCores: `call-start` and `call-done`. An
-all-reduce of which each device keeps a part is a fusion too, and a
-reduce-scatter: it is named by what it calls, `all-reduce-scatter`.
+the time the cores work. Collectives carry no estimate; `links.py` says what
+they take. One that starts and is done later hides behind the work between; any
+other hides nothing. The compiler runs some beside a fusion's own work: such a
+pair is named `async-collective-start` and `-done` and is a fusion around the
+collective. Or it hands them to a chip's SparseCores: `call-start` and
+`call-done`. An all-reduce of which each device keeps a part is a fusion too,
+and a reduce-scatter: it is named by what it calls, `all-reduce-scatter`.
 
 Pallas kernels carry no estimate either. One whose author gave a cost
 (`pl.CostEstimate`) counts at its roofline: the longer of its FLOPs at the
-peak and its bytes at the memory's bandwidth; that is a bound, not an estimate.
+peak and its bytes at the memory's bandwidth. Where the instructions of a step
+of its grid were counted (`bundles.py`) and take longer, those count. Both are
+bounds, not estimates. Lookups and scatters of whole rows count by the row.
 Everything else that works and has no estimate is counted by name in
 `uncosted`. Copies between a chip's memories (`copy-start`, `slice-start`) run
 beside the cores and are taken as hidden.
@@ -30,7 +24,7 @@ import collections
 import dataclasses
 import re
 
-from bert_jax.hlo import program
+from bert_jax.hlo import links, program
 
 # Free: they name, unpack or wait for what is there.
 _FREE_OPCODES = (
@@ -61,29 +55,39 @@ _FREE_CUSTOM_CALLS = (
 _WORKING_OPCODES = ("fusion", "custom-call", "sort", "rng-bit-generator")
 _REGISTER_BYTES = 4096
 
+# Instruction words of a row of BERT-base's embeddings, 768 entries: what libtpu
+# 0.0.42.1 emits for v5e, 16 sequences of 128.
+_WORDS_A_ROW = {"gather": 15, "scatter": 73}
+_ROW_ENTRIES = 128
+
 _ASYNC_START, _ASYNC_DONE = "async-collective-start", "async-collective-done"
 _FUSED_REDUCE_SCATTER = "all-reduce-scatter"
 
 
-def estimate(text, rates):
+def estimate(text, rates, torus, bundles=None):
   """Adds up a program's schedule.
 
   Args:
     text: str, an optimised and scheduled HLO module.
     rates: `Rates` of the device it was compiled for.
+    torus: `links.Torus` of all devices.
+    bundles: dict of kernel name to instruction words of a step of its grid, as
+      `bundles.read` returns it; kernels that are not in it count at their
+      roofline.
 
   Returns:
     `ScheduleCost`.
   """
-  return _Totals(rates, program.parse(text), {}).schedule("ENTRY")
-
-
-def _collective_seconds(kind, num_bytes, n, rates):
-  if kind == "collective-permute":
-    return num_bytes / rates.link_bytes_per_second
-  trips = 2 if kind == "all-reduce" else 1
-  links = rates.link_bytes_per_second * rates.num_links
-  return trips * (n - 1) / n * num_bytes / links
+  computations = program.parse(text)
+  # Equal kernels are compiled once, and only the first of them is dumped.
+  words = {
+    op.kernel_body: bundles[op.name]
+    for ops in computations.values()
+    for op in ops
+    if op.kernel_body and op.name in (bundles or {})
+  }
+  totals = _Totals(rates, torus, words, computations, {})
+  return totals.schedule("ENTRY")
 
 
 def _begin_of(op):
@@ -119,15 +123,13 @@ class Rates:
     clock_hz: cycles a second that the compiler counts.
     peak_flops: bfloat16 FLOP/s.
     hbm_bytes_per_second: of its memory.
-    link_bytes_per_second: of one link, one way.
-    num_links: links of the chip that has the fewest.
+    num_cores: that share the steps of a kernel's grid.
   """
 
   clock_hz: float
   peak_flops: float
   hbm_bytes_per_second: float
-  link_bytes_per_second: float
-  num_links: int
+  num_cores: int = 1
 
 
 @dataclasses.dataclass
@@ -136,7 +138,9 @@ class ScheduleCost:
 
   Attributes:
     compute_seconds: of all estimates.
-    kernel_seconds: of all kernels with a cost, at their roofline.
+    kernel_seconds: of all kernels with a cost, at the higher of their bounds.
+    roofline_seconds: of the same at their roofline.
+    row_seconds: of lookups and scatters of rows.
     collective_seconds: of all collectives, hidden or not.
     exposed_seconds: of collectives, beyond the work they run beside.
     collective_bytes: by kind.
@@ -147,6 +151,8 @@ class ScheduleCost:
 
   compute_seconds: float = 0.0
   kernel_seconds: float = 0.0
+  roofline_seconds: float = 0.0
+  row_seconds: float = 0.0
   collective_seconds: float = 0.0
   exposed_seconds: float = 0.0
   collective_bytes: collections.Counter = dataclasses.field(
@@ -165,7 +171,7 @@ class ScheduleCost:
   @property
   def work_seconds(self):
     """Time of the cores."""
-    return self.compute_seconds + self.kernel_seconds
+    return self.compute_seconds + self.kernel_seconds + self.row_seconds
 
   @property
   def seconds(self):
@@ -188,11 +194,15 @@ class _Totals:
 
   Attributes:
     rates: `Rates`.
+    torus: `links.Torus`.
+    bundles: instruction words of a step of the grid, by kernel's code.
     computations: see `program.parse`.
     done: `ScheduleCost` by name of the computation.
   """
 
   rates: Rates
+  torus: links.Torus
+  bundles: dict
   computations: dict
   done: dict
 
@@ -237,13 +247,34 @@ class _Totals:
       cost.compute_seconds += op.cycles / self.rates.clock_hz
       cost.cycles_by_op[_model_op(op)] += op.cycles
     elif op.kernel_cost:
-      kernel_flops, num_bytes = op.kernel_cost
-      cost.kernel_seconds += max(
-        kernel_flops / self.rates.peak_flops,
-        num_bytes / self.rates.hbm_bytes_per_second,
-      )
+      roofline = self._roofline(*op.kernel_cost)
+      cost.roofline_seconds += roofline
+      cost.kernel_seconds += max(roofline, self._bundle_seconds(op))
+    elif num_words := self._words_of_rows(op):
+      cost.row_seconds += num_words / self.rates.clock_hz
     elif _works(op):
       cost.uncosted[re.sub(r"[.\d]+$", "", op.name)] += 1
+
+  def _roofline(self, num_flops, num_bytes):
+    return max(
+      num_flops / self.rates.peak_flops,
+      num_bytes / self.rates.hbm_bytes_per_second,
+    )
+
+  def _bundle_seconds(self, op):
+    """Returns the time of a kernel's instructions, 0 where none are known."""
+    words = self.bundles.get(op.kernel_body, 0) * (op.kernel_steps or 0)
+    return words / self.rates.num_cores / self.rates.clock_hz
+
+  def _words_of_rows(self, op):
+    """Returns the instruction words of a lookup or scatter of long rows."""
+    held = self.computations.get(op.called("calls"), ())
+    for inner in held if op.cycles is None else ():
+      if inner.opcode in _WORDS_A_ROW:
+        num_rows, num_entries = program.count_rows(inner, held)
+        if num_entries >= _ROW_ENTRIES:
+          return num_rows * _WORDS_A_ROW[inner.opcode]
+    return 0
 
   def _collective(self, op):
     """Returns the collective that `op` is or, begun in another way, holds."""
@@ -272,10 +303,10 @@ class _Totals:
       num_bytes = max(
         map(program.shape_bytes, program.tuple_elements(op.shape))
       )
-    n = program.group_size(op.rest) or 2
+    group = program.first_group(op.rest) or (0, 1)
     if kind == "reduce-scatter":
-      num_bytes *= n
-    seconds = _collective_seconds(kind, num_bytes, n, self.rates)
+      num_bytes *= len(group)
+    seconds = links.collective_seconds(kind, num_bytes, group, self.torus)
     cost.collective_seconds += seconds
     cost.collective_bytes[kind] += num_bytes
     cost.collective_count[kind] += 1

@@ -1,12 +1,16 @@
 """Reads the text of a compiled program: scheduled HLO.
 
 What the instructions say of themselves, no judgement; `cost.py` and
-`memory.py` add it up.
+`memory.py` add it up. Text, since the classes that read an HloModuleProto come
+only with TensorFlow, whose import takes seconds and whose XLA is another than
+libtpu's.
 """
 
 import dataclasses
 import math
 import re
+
+import numpy as np
 
 COLLECTIVES = (
   "all-reduce",
@@ -23,6 +27,10 @@ _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*)")
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _ARRAY = re.compile(r"\b([a-z]+[0-9]*\w*)\[([0-9,]*)\](\{[^}]*\})?")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+# The metadata of a Pallas kernel is written over several lines.
+_BROKEN_LINE = re.compile(r'\n(?="|\}\},)')
+_BODY = re.compile(r'"custom_call_config":\{"body":"([^"]*)"')
+_STEPS = re.compile(r'kernel_metadata=\{"grid_steps":"(\d+)"')
 _KERNEL = re.compile(
   r'"cost_estimate":\{"flops":"(\d+)".*?"bytes_accessed":"(\d+)"'
 )
@@ -39,7 +47,7 @@ def parse(text):
     key "ENTRY" holds the program itself.
   """
   computations, current = {}, None
-  for line in text.splitlines():
+  for line in _BROKEN_LINE.sub("", text).splitlines():
     if not line.startswith(" "):
       match = _COMPUTATION.match(line)
       if match:
@@ -72,19 +80,39 @@ def shape_bytes(shape, memory_space=None):
   return total
 
 
-def group_size(attributes):
-  """Reads how many devices a collective spans; None where it says nothing."""
+def first_group(attributes):
+  """Reads which devices the first group of a collective joins.
+
+  Args:
+    attributes: str, what follows the operands.
+
+  Returns:
+    tuple of int, or None where it says nothing.
+  """
+  listed = re.search(r"replica_groups=\{\{([\d,]+)\}", attributes)
+  if listed:
+    return tuple(map(int, listed.group(1).split(",")))
   mesh = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes)
   if mesh:
-    sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh.group(1)))
-    return math.prod(
-      int(sizes[a]) for a in re.findall(r"'(\w+)'", mesh.group(2))
-    )
-  iota = re.search(r"replica_groups=\[\d+,(\d+)\]<=", attributes)
-  if iota:
-    return int(iota.group(1))
-  listed = re.search(r"replica_groups=\{\{([\d,]+)\}", attributes)
-  return len(listed.group(1).split(",")) if listed else None
+    axes = re.findall(r"'(\w+)'=(\d+)", mesh.group(1))
+    joined = re.findall(r"'(\w+)'", mesh.group(2))
+    devices = _iota([int(size) for _, size in axes])
+    index = tuple(slice(None) if a in joined else 0 for a, _ in axes)
+    return tuple(devices[index].ravel().tolist())
+  iota = re.search(
+    r"replica_groups=\[\d+,(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes
+  )
+  if not iota:
+    return None
+  size, shape, order = iota.groups()
+  devices = _iota([int(n) for n in shape.split(",")])
+  if order:
+    devices = devices.transpose([int(i) for i in order.split(",")])
+  return tuple(devices.ravel()[: int(size)].tolist())
+
+
+def _iota(shape):
+  return np.arange(math.prod(shape)).reshape(shape)
 
 
 def tuple_elements(shape):
@@ -98,6 +126,33 @@ def tuple_elements(shape):
       parts.append(shape[start:i])
       start = i + 1
   return parts
+
+
+def count_rows(op, computation):
+  """Counts what a gather looks up, or a scatter adds.
+
+  Args:
+    op: `Instruction`, a "gather" or "scatter".
+    computation: list of `Instruction`, where `op` stands.
+
+  Returns:
+    (number of rows, entries of each).
+  """
+  if op.opcode == "gather":
+    sizes = re.search(r"slice_sizes=\{([\d,]*)\}", op.rest).group(1)
+    num_entries = math.prod(map(int, filter(None, sizes.split(","))))
+    return math.prod(_dims(op.shape)) // num_entries, num_entries
+  updates = {other.name: other for other in computation}[op.operands[2]]
+  window = re.search(r"update_window_dims=\{([\d,]*)\}", op.rest).group(1)
+  dims = _dims(updates.shape)
+  num_entries = math.prod(dims[int(i)] for i in filter(None, window.split(",")))
+  return math.prod(dims) // num_entries, num_entries
+
+
+def _dims(shape):
+  """Returns the dimensions of an array's type."""
+  dims = _ARRAY.search(shape).group(2)
+  return [int(d) for d in dims.split(",") if d]
 
 
 def trip_count(op, computations):
@@ -199,6 +254,18 @@ class Instruction:
     """The kind of collective that it is, or None."""
     kind = self.opcode.removesuffix("-start")
     return kind if kind in COLLECTIVES else None
+
+  @property
+  def kernel_body(self):
+    """A Pallas kernel's code, the same in equal kernels, or None."""
+    match = self.opcode == "custom-call" and _BODY.search(self.rest)
+    return match.group(1) if match else None
+
+  @property
+  def kernel_steps(self):
+    """Steps of a Pallas kernel's grid, if its author said so, or None."""
+    match = _STEPS.search(self.rest)
+    return int(match.group(1)) if match else None
 
   @property
   def kernel_cost(self):

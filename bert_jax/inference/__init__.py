@@ -1,1 +1,4 @@
-"""A trained model applied to text."""
+"""A trained model applied to text: vectors and fillings.
+
+Rule: reads models through `weights`, trains nothing.
+"""

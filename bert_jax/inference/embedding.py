@@ -13,24 +13,24 @@ from jax.sharding import NamedSharding, PartitionSpec
 from bert_jax.config import default_config
 from bert_jax.data.rows import iterate_rows
 from bert_jax.errors import UserError
+from bert_jax.inference import batching
 from bert_jax.inference.embeddings_file import (
   SUFFIXES,
   Embedded,
   save_embeddings,
 )
+from bert_jax.model import pooling as pooling_lib
 from bert_jax.model.bert import BertModel, segment_inputs
 from bert_jax.sharding import mesh as mesh_lib
 from bert_jax.sharding import rows as rows_lib
 from bert_jax.weights.pretrained import load_init, print_report
 
-POOLINGS = ("mean", "cls", "tokens")
+POOLINGS = (*pooling_lib.POOLINGS, "tokens")
 # "last4" is the best of the paper's table 7, in the order of its code.
 LAYERS = {"last": (-1,), "last4": (-1, -2, -3, -4)}
 # Rows are sorted by length within so many batches or bytes of vectors.
 _WINDOW_BATCHES = 32
 _WINDOW_BYTES = 2**28
-# Batches are padded to this times a power of two: few programs to compile.
-_SHORTEST = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,15 +53,6 @@ class Embedder:
   width: int
   pooling: str
   step: object
-
-
-@dataclasses.dataclass(frozen=True)
-class _Row:
-  """A row's ids [CLS] A [SEP] B [SEP], tokens of A, and whether it was cut."""
-
-  ids: np.ndarray
-  a_length: int
-  is_cut: bool
 
 
 def parse_layers(layers, num_hidden_layers):
@@ -99,7 +90,8 @@ def create_embedder(pretrained, layers, pooling, max_length, batch_size):
   Args:
     pretrained: `Pretrained`.
     layers: as `parse_layers` takes it.
-    pooling: one of `POOLINGS`.
+    pooling: one of `POOLINGS`, or None for that of a folder of
+      sentence-transformers, and else mean.
     max_length: longest row in tokens, or None for the model's.
     batch_size: rows of a batch, rounded up to a multiple of the devices.
 
@@ -111,6 +103,9 @@ def create_embedder(pretrained, layers, pooling, max_length, batch_size):
   """
   config = pretrained.bert_config
   chosen = parse_layers(layers, config.num_hidden_layers)
+  normalize = False
+  if not pooling:
+    pooling, normalize = _find_pooling(pretrained)
   max_length = pretrained.max_length if max_length is None else max_length
   if not 4 <= max_length <= config.max_position_embeddings:
     raise UserError(
@@ -128,11 +123,27 @@ def create_embedder(pretrained, layers, pooling, max_length, batch_size):
     batch_size=-(-batch_size // mesh.size) * mesh.size,
     width=len(chosen) * config.hidden_size,
     pooling=pooling,
-    step=_make_step(mesh, config, pretrained.params["bert"], chosen, pooling),
+    step=_make_step(
+      mesh, config, pretrained.params["bert"], chosen, pooling, normalize
+    ),
   )
 
 
-def _make_step(mesh, config, params, layers, pooling):
+def _find_pooling(pretrained):
+  """Returns (pooling, whether vectors are scaled to length 1) of a source."""
+  modules = pretrained.modules
+  if modules is None:
+    return "mean", False
+  if modules.problem:
+    raise UserError(
+      f"{modules.problem}; expected Transformer, Pooling by "
+      f"{' or '.join(pooling_lib.POOLINGS)}, and Normalize (set --pooling to "
+      "embed in another way)"
+    )
+  return modules.pooling, modules.normalizes
+
+
+def _make_step(mesh, config, params, layers, pooling, normalize):
   whole = NamedSharding(mesh, PartitionSpec())
   rows = rows_lib.batch_sharding(mesh)
   body = {k: v for k, v in params.items() if k != "pooler"}
@@ -144,11 +155,10 @@ def _make_step(mesh, config, params, layers, pooling):
       {"params": params}, input_ids, types, mask, deterministic=True
     )
     x = jnp.concatenate([hidden_states[layer] for layer in layers], axis=-1)
-    if pooling == "cls":
-      return x[:, 0]
-    if pooling == "mean":
-      total = jnp.where(mask[:, :, None], x, 0).sum(1)
-      return total / length[:, None]
+    if pooling != "tokens":
+      x = pooling_lib.pool(x, mask, pooling)
+    if normalize:
+      x = x / jnp.linalg.norm(x, axis=-1, keepdims=True)
     return x
 
   jitted = jax.jit(
@@ -169,7 +179,7 @@ def embed_rows(embedder, rows):
   """
   window, num_bytes = [], 0
   for text, pair in rows:
-    row = _encode(embedder.tokenizer, text, pair)
+    row = batching.encode(embedder.tokenizer, text, pair)
     window.append(row)
     vectors = len(row.ids) if embedder.pooling == "tokens" else 1
     num_bytes += 4 * vectors * embedder.width
@@ -180,19 +190,8 @@ def embed_rows(embedder, rows):
   yield from _embed_window(embedder, window)
 
 
-def _encode(tokenizer, text, pair):
-  encoding = tokenizer.encode(text, pair)
-  # Only this is kept: an encoding carries all that was cut off.
-  return _Row(
-    ids=np.array(encoding.ids, np.int32),
-    a_length=len(encoding.ids) - sum(encoding.type_ids) - 2,
-    is_cut=bool(encoding.overflowing),
-  )
-
-
 def _embed_window(embedder, window):
   """Returns the `Embedded` of some rows, computed longest first."""
-  order = sorted(range(len(window)), key=lambda i: -len(window[i].ids))
   results = [None] * len(window)
 
   def fetch(chosen, vectors):
@@ -204,9 +203,10 @@ def _embed_window(embedder, window):
       results[i] = Embedded(np.array(row_vectors), row.ids, row.is_cut)
 
   running = None
-  for start in range(0, len(order), embedder.batch_size):
-    chosen = order[start : start + embedder.batch_size]
-    batch = _create_batch([window[i] for i in chosen], embedder)
+  batches = batching.iterate_batches(
+    window, embedder.batch_size, embedder.max_length
+  )
+  for chosen, batch in batches:
     # The device computes this batch while the one before is fetched.
     launched = chosen, embedder.step(*batch)
     if running:
@@ -215,23 +215,6 @@ def _embed_window(embedder, window):
   if running:
     fetch(*running)
   return results
-
-
-def _create_batch(rows, embedder):
-  """Pads rows to input_ids [B, L], a_length [B] and length [B]."""
-  longest = max(len(row.ids) for row in rows)
-  padded = _SHORTEST
-  while padded < longest:
-    padded *= 2
-  padded = min(padded, embedder.max_length)
-  ids = np.zeros((embedder.batch_size, padded), np.int32)
-  # Rows that fill the batch read as empty texts.
-  a_length = np.zeros(embedder.batch_size, np.int32)
-  length = np.full(embedder.batch_size, 2, np.int32)
-  for i, row in enumerate(rows):
-    ids[i, : len(row.ids)] = row.ids
-    a_length[i], length[i] = row.a_length, len(row.ids)
-  return ids, a_length, length
 
 
 def _checked(rows, path, pretrained):
@@ -266,7 +249,7 @@ def embed_file(
     output_path: file to write; its ending says the format.
     text_key: key of the text in .jsonl.
     layers: as `parse_layers` takes it.
-    pooling: one of `POOLINGS`.
+    pooling: see `create_embedder`.
     max_length: longest row in tokens, or None for the model's.
     batch_size: rows at a time, over all devices.
 
@@ -294,6 +277,7 @@ def embed_file(
   num_rows = save_embeddings(output_path, embedded(), pretrained.vocab)
   print(
     f"embed: {num_rows:,} rows ({num_cut:,} cut at {embedder.max_length} "
-    f"tokens) as vectors of {embedder.width} ({pooling} of layers {layers}) "
+    f"tokens) as vectors of {embedder.width} ({embedder.pooling} of layers "
+    f"{layers}) "
     f"are in {output_path}"
   )

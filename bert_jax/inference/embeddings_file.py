@@ -6,7 +6,8 @@ import tempfile
 
 import numpy as np
 import safetensors.numpy
-from etils import epath
+
+from bert_jax.storage import paths
 
 SUFFIXES = (".npz", ".jsonl", ".safetensors")
 
@@ -37,16 +38,10 @@ def save_embeddings(output, embedded, vocab):
   Returns:
     number of rows.
   """
-  output = epath.Path(output)
-  unfinished = output.parent / f"{output.name}.unfinished"
-  output.parent.mkdir(parents=True, exist_ok=True)
+  output = paths.as_path(output)
   save = _save_jsonl if output.suffix == ".jsonl" else _save_arrays
-  try:
-    num_rows = save(unfinished, output.suffix, embedded, vocab)
-    unfinished.replace(output)
-  finally:
-    unfinished.unlink(missing_ok=True)
-  return num_rows
+  with paths.replaced_file(output) as unfinished:
+    return save(unfinished, output.suffix, embedded, vocab)
 
 
 def _save_jsonl(path, suffix, embedded, vocab):

@@ -1,73 +1,89 @@
-"""Fills the [MASK] of a text by any pretrained model, without torch."""
+"""Fills every [MASK] of texts by any pretrained model, without torch."""
+
+import functools
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from bert_jax.errors import UserError
-from bert_jax.model.bert import BertForPreTraining, create_params
-from bert_jax.weights.pretrained import load_init, print_report, take_over
+from bert_jax.inference import batching
+from bert_jax.inference.pretraining_heads import MASKED_LM, load_model
+
+_BATCH_SIZE = 16
 
 
-def fill_mask(params, config, tokenizer, text, num_fillings=5):
-  """Predicts the first [MASK] of a text.
+def fill_masks(model, texts, num_fillings=5):
+  """Predicts every [MASK] of some texts.
 
   Args:
-    params: parameters of `BertForPreTraining`.
-    config: `BertConfig`.
-    tokenizer: `tokenizers.Tokenizer` of the model.
-    text: str with a [MASK].
-    num_fillings: how many to return.
+    model: `PretrainingModel`.
+    texts: list of str, each with a [MASK].
+    num_fillings: how many to return for each.
 
   Returns:
-    list of (token, probability), best first.
+    a list for each text, of a list for each [MASK], of (token, probability),
+    best first.
 
   Raises:
-    UserError: there is no [MASK] in the text.
+    UserError: there is no [MASK] in a text, or it is too long.
   """
-  encoding = tokenizer.encode(text)
-  if "[MASK]" not in encoding.tokens:
-    raise UserError(f"there is no [MASK] in {text!r}; expected one to fill")
-  position = encoding.tokens.index("[MASK]")
-  logits, _ = BertForPreTraining(config).apply(
-    {"params": params},
-    jnp.array([encoding.ids]),
-    jnp.array([encoding.type_ids]),
-    jnp.array([encoding.attention_mask]) == 1,
-    jnp.array([[position]]),
-    deterministic=True,
-  )
-  probabilities, ids = jax.lax.top_k(jax.nn.softmax(logits[0, 0]), num_fillings)
-  return [
-    (tokenizer.id_to_token(int(i)), float(p))
-    for i, p in zip(ids, probabilities, strict=True)
-  ]
+  mask_id = model.tokenizer.token_to_id("[MASK]")
+  rows = [model.encode(text) for text in texts]
+  places = [np.flatnonzero(row.ids == mask_id) for row in rows]
+  for text, found in zip(texts, places, strict=True):
+    if not len(found):
+      raise UserError(f"there is no [MASK] in {text!r}; expected one to fill")
+
+  @functools.partial(jax.jit, static_argnums=5)
+  def step(params, ids, a_length, length, positions, count):
+    logits, _ = model.apply(params, ids, a_length, length, positions)
+    return jax.lax.top_k(jax.nn.softmax(logits), count)
+
+  results = [None] * len(rows)
+  count = min(num_fillings, len(model.vocab))
+  batch_size = min(_BATCH_SIZE, batching.round_up(len(rows)))
+  for chosen, batch in batching.iterate_batches(
+    rows, batch_size, model.max_length
+  ):
+    most = batching.round_up(max(len(places[i]) for i in chosen))
+    positions = np.zeros((batch_size, most), np.int32)
+    for slot, i in enumerate(chosen):
+      positions[slot, : len(places[i])] = places[i]
+    found = jax.device_get(step(model.params, *batch, positions, count))
+    for slot, i in enumerate(chosen):
+      results[i] = [
+        [(model.vocab[t], float(p)) for p, t in zip(*best, strict=True)]
+        for best in zip(
+          *(x[slot, : len(places[i])] for x in found), strict=True
+        )
+      ]
+  return results
 
 
-def fill_texts(model, texts):
-  """Fills the first [MASK] of each text.
+def iterate_fillings(source, rows, num_fillings):
+  """Fills the rows of a file.
 
   Args:
-    model: workdir or folder of a model, as `load_init` takes it.
-    texts: list of str, each with a [MASK].
+    source: see `load_model`.
+    rows: iterable of (text, None).
+    num_fillings: how many for each [MASK].
 
   Yields:
-    (text, list of (token, probability), best first).
+    dict of text and masks: for each [MASK] a list of dicts with token and
+    probability.
 
   Raises:
-    UserError: no such model, no masked-LM head, or a text without a [MASK].
+    UserError: see `load_model` and `fill_masks`.
   """
-  if not model or not texts:
-    raise UserError("expected --model=FOLDER and --text='... [MASK] ...'")
-  pretrained = load_init(model)
-  config = pretrained.bert_config
-  params, fresh = take_over(
-    create_params(config, jax.random.key(0)), pretrained
-  )
-  if pretrained.vocab is None or "cls/predictions/bias" in fresh:
-    raise UserError(
-      f"{model} has no vocabulary or no masked-LM head; expected both"
-    )
-  print_report(pretrained, fresh)
-  tokenizer = pretrained.create_tokenizer()
-  for text in texts:
-    yield text, fill_mask(params, config, tokenizer, text)
+  model = load_model(source, MASKED_LM)
+  for texts in batching.chunks(text for text, _ in rows):
+    for text, masks in zip(
+      texts, fill_masks(model, texts, num_fillings), strict=True
+    ):
+      yield {
+        "text": text,
+        "masks": [
+          [{"token": token, "probability": p} for token, p in best]
+          for best in masks
+        ],
+      }

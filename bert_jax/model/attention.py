@@ -12,8 +12,9 @@ from flax import linen as nn
 from jax.sharding import PartitionSpec
 
 from bert_jax.model.attention_tpu import fused_attention
-from bert_jax.model.dropout import dropout
+from bert_jax.model.dropout import draw_attention_keep
 from bert_jax.model.matmul import einsum
+from bert_jax.sharding import packing
 from bert_jax.sharding.devices import BATCH_AXES, MODEL_AXIS, mesh_of_tpus
 
 # The kernel's compiler multiplies no bfloat16 matrices for them.
@@ -42,14 +43,23 @@ def dot_product_attention(
   Returns:
     float [B, L, D], same dtype as `value`.
   """
-  mesh = mesh_of_tpus()
-  if mesh is None or mesh.abstract_device.device_kind in _WITHOUT_KERNEL:
-    attend = plain_attention
-  else:
-    attend = _make_fused_attention(mesh)
-  return attend(
-    query, key, value, attention_mask, num_heads, dropout_rate, dropout_words
-  )
+  settings = attention_mask, num_heads, dropout_rate, dropout_words
+  if not _has_kernel():
+    return plain_attention(query, key, value, *settings)
+  unit = _unit_size(query.shape[-1], num_heads)
+  packed = packing.interleave((query, key, value), unit)
+  return _fused_attention(packed, *settings)
+
+
+def packed_attention(
+  packed, attention_mask, num_heads, dropout_rate, dropout_words
+):
+  """Same as `dot_product_attention` of float [B, L, 3 D], see `packing`."""
+  settings = attention_mask, num_heads, dropout_rate, dropout_words
+  if _has_kernel():
+    return _fused_attention(packed, *settings)
+  unit = _unit_size(packed.shape[-1] // 3, num_heads)
+  return plain_attention(*packing.separate(packed, unit), *settings)
 
 
 def plain_attention(
@@ -59,41 +69,54 @@ def plain_attention(
   query, key, value = (
     x.reshape(*x.shape[:2], num_heads, -1) for x in (query, key, value)
   )
-  scores = einsum("BLNH,BMNH->BNLM", query, key).astype(jnp.float32)
+  scores = einsum(
+    "BLNH,BMNH->BNLM", query, key, preferred_element_type=jnp.float32
+  )
   scores = scores / query.shape[-1] ** 0.5
   # The most negative finite number: a row of nothing but padding stays finite.
   lowest = jnp.finfo(jnp.float32).min
   scores = jnp.where(attention_mask[:, None, None, :], scores, lowest)
   probs = nn.softmax(scores, axis=-1).astype(value.dtype)
-  probs = dropout(probs, dropout_rate, dropout_words)
+  if dropout_words is not None and dropout_rate > 0:
+    keep = draw_attention_keep(
+      dropout_words, dropout_rate, num_heads, probs.shape[-1]
+    )
+    probs = jnp.where(keep, probs / (1 - dropout_rate), 0)
   out = einsum("BNLM,BMNH->BLNH", probs, value)
   return out.reshape(*out.shape[:2], -1)
 
 
-def _make_fused_attention(mesh):
-  """Builds the kernel's island: the partitioner cannot split a kernel.
+def _has_kernel():
+  """Tells whether the devices in context are TPUs that run the kernel."""
+  mesh = mesh_of_tpus()
+  kind = mesh and mesh.abstract_device.device_kind
+  return mesh is not None and kind not in _WITHOUT_KERNEL
+
+
+def _unit_size(width, num_heads):
+  """Returns the unit that the weights of `width` columns are packed in."""
+  num_shards = jax.sharding.get_abstract_mesh().shape.get(MODEL_AXIS, 1)
+  return packing.unit_size(width, width // num_heads, num_shards)
+
+
+def _fused_attention(
+  packed, attention_mask, num_heads, dropout_rate, dropout_words
+):
+  """Runs the kernel on every device: the partitioner cannot split one.
 
   Every device computes its own rows and heads, and nothing crosses the links.
   """
+  if dropout_words is None:
+    dropout_rate, dropout_words = 0.0, jnp.zeros((2, len(packed)), jnp.int32)
   heads = PartitionSpec(BATCH_AXES, None, MODEL_AXIS)
   rows = PartitionSpec(BATCH_AXES)
   words = PartitionSpec(None, BATCH_AXES)
-
-  def attend(
-    query, key, value, attention_mask, num_heads, dropout_rate, dropout_words
-  ):
-    if dropout_words is None:
-      dropout_rate, dropout_words = 0.0, jnp.zeros((2, len(query)), jnp.int32)
-    island = jax.shard_map(
-      lambda *arrays: fused_attention(*arrays, dropout_rate),
-      mesh=mesh,
-      in_specs=(heads, heads, heads, rows, words, PartitionSpec(MODEL_AXIS)),
-      out_specs=heads,
-      check_vma=False,
-    )
-    head_numbers = jnp.arange(num_heads, dtype=jnp.int32)
-    return island(
-      query, key, value, attention_mask, dropout_words, head_numbers
-    )
-
-  return attend
+  island = jax.shard_map(
+    lambda *arrays: fused_attention(*arrays, dropout_rate),
+    mesh=mesh_of_tpus(),
+    in_specs=(heads, rows, words, PartitionSpec(MODEL_AXIS)),
+    out_specs=heads,
+    check_vma=False,
+  )
+  head_numbers = jnp.arange(num_heads, dtype=jnp.int32)
+  return island(packed, attention_mask, dropout_words, head_numbers)

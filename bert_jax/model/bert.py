@@ -14,6 +14,7 @@ architecture. Shapes, in docstrings and einsums:
   R predictions a copy (B * K / G)
 """
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -62,6 +63,25 @@ def create_params(config, key):
   return BertForPreTraining(config).init(
     key, tokens, tokens, tokens == 0, tokens, deterministic=True
   )["params"]
+
+
+def count_params(params, config):
+  """Counts the parameters of a model.
+
+  Args:
+    params: nested dict of arrays of a model with `BertModel` in it.
+    config: `BertConfig`.
+
+  Returns:
+    int; the padding of the vocabulary is left out, as it is at export.
+  """
+  padding = config.padded_vocab_size - config.vocab_size
+  total = 0
+  for path, leaf in flax.traverse_util.flatten_dict(params, sep="/").items():
+    total += leaf.size
+    if path.endswith(("word_embeddings", "cls/predictions/bias")):
+      total -= padding * leaf.size // leaf.shape[0]
+  return total
 
 
 def segment_inputs(a_length, length, max_length):

@@ -57,6 +57,11 @@ class BertConfig:
     return self.classifier_dropout
 
   @property
+  def head_size(self):
+    """H, the part of the hidden size that one head of attention reads."""
+    return self.hidden_size // self.num_attention_heads
+
+  @property
   def padded_vocab_size(self):
     """Rows of the embedding table on the device."""
     return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE

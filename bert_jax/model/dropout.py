@@ -67,34 +67,89 @@ def draw_keep(words, rate, shape):
     index = jax.lax.broadcasted_iota(jnp.int32, (1, *shape[1:]), i)
     stride = np.prod(shape[i + 1 :], dtype=np.int64)
     place = place + index * np.uint32(stride).astype(np.int32)
-  return keep_at(place, first, second, rate)
+  return keep_bits(hash_second(hash_first(place, first), second), rate)
 
 
-def keep_at(place, first, second, rate):
-  """Tells which entries of a row to keep.
+def draw_attention_keep(words, rate, num_heads, length):
+  """Draws which attention probabilities to keep.
+
+  The heads of a sequence share the first round of the hash, and two heads the
+  32 bits of its result, since this is most of the attention kernel's work.
+
+  Args:
+    words: int32 [2, B], see `draw_words`.
+    rate: probability of False, a multiple of 2**-16 or rounded to one.
+    num_heads: N.
+    length: L, at most 2**16.
+
+  Returns:
+    bool [B, N, L, L], the position that reads before the one that is read.
+  """
+  first, second = words.reshape(2, -1, 1, 1, 1)
+  heads = jnp.arange(num_heads, dtype=jnp.int32).reshape(1, -1, 1, 1)
+  place = attention_place(
+    jax.lax.broadcasted_iota(jnp.int32, (1, 1, length, 1), 2),
+    jax.lax.broadcasted_iota(jnp.int32, (1, 1, 1, length), 3),
+    length,
+  )
+  hashed = hash_first(place, first)
+  bits = hash_second(hashed, word_of_head(second, heads))
+  return keep_bits(own_half(bits, heads), rate)
+
+
+def attention_place(query, key, length):
+  """Numbers the pairs of positions in a sequence: int32, wraps around."""
+  return query * np.int32(length) + key
+
+
+def word_of_head(word, head):
+  """Returns the second word of a head's hash; heads 2i and 2i + 1 share it."""
+  return word + jax.lax.shift_right_logical(head, np.int32(1)) * np.uint32(
+    0x9E3779B9
+  ).astype(np.int32)
+
+
+def own_half(bits, head):
+  """Moves the 16 bits that are a head's to the upper half of int32 `bits`."""
+  return bits << ((head & 1) * 16)
+
+
+def hash_first(place, word):
+  """Runs the first of two rounds that hash an entry.
 
   The rounds are those of Wellons' lowbias32 (2018, "Prospecting for Hash
   Functions"), with a word of the row before and between them: rows of two
-  different keys or indices are no permutations of each other.
+  different keys or indices are no permutations of each other. Its last shift
+  is left out, since it changes no bit of the upper half.
 
   Args:
     place: int32, any shape; an entry's place in its row.
-    first: int32, one word of the row, see `draw_words`.
-    second: int32, the other one.
-    rate: probability of False.
+    word: int32, one word of the row, see `draw_words`.
 
   Returns:
-    bool, the shape of all three together.
+    int32, the shape of both together.
   """
+  x = place ^ word
+  return (x ^ _shift_right(x, 16)) * np.int32(0x7FEB352D)
+
+
+def hash_second(x, word):
+  """Runs the second round on what `hash_first` returned; same shapes."""
+  x = x + word
+  return (x ^ _shift_right(x, 15)) * np.uint32(0x846CA68B).astype(np.int32)
+
+
+def keep_bits(bits, rate):
+  """Compares random int32 `bits` with a rate: False with this probability."""
   # Signed, since a TPU compares no unsigned numbers.
-  threshold = np.int32(round(rate * 2**32) - 2**31)
-  return _mix(place ^ first, second) >= threshold
+  return bits >= np.int32(round(rate * 2**32) - 2**31)
+
+
+def _shift_right(x, num_bits):
+  return jax.lax.shift_right_logical(x, np.int32(num_bits))
 
 
 def _mix(x, word):
   """Returns a hash of int32 `x`, another one for every `word`."""
-  shift = jax.lax.shift_right_logical
-  x = (x ^ shift(x, np.int32(16))) * np.int32(0x7FEB352D)
-  x = x + word
-  x = (x ^ shift(x, np.int32(15))) * np.uint32(0x846CA68B).astype(np.int32)
-  return x ^ shift(x, np.int32(16))
+  x = hash_second(hash_first(x, np.int32(0)), word)
+  return x ^ _shift_right(x, 16)

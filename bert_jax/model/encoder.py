@@ -6,10 +6,11 @@ Shapes are spelled as in `bert.py`.
 from flax import linen as nn
 
 from bert_jax.model.activations import ACTIVATIONS
-from bert_jax.model.attention import dot_product_attention
+from bert_jax.model.attention import dot_product_attention, packed_attention
 from bert_jax.model.bert_config import BertConfig
 from bert_jax.model.dropout import dropout
 from bert_jax.model.matmul import add_bias, einsum
+from bert_jax.sharding import packing
 
 DROPOUTS_A_LAYER = 3
 
@@ -46,6 +47,9 @@ class Dense(nn.Module):
 class SelfAttention(nn.Module):
   """Multi-head self-attention over a padded batch.
 
+  Its weights are those of query, key and value, or the three packed as one
+  (`packing.pack_params`).
+
   Attributes:
     config: architecture; `hidden_size` must divide by the head count.
   """
@@ -64,16 +68,20 @@ class SelfAttention(nn.Module):
     Returns:
       float [B, L, D].
     """
-    config = self.config
-    return dot_product_attention(
-      Dense(config, config.hidden_size, name="query")(x),
-      Dense(config, config.hidden_size, name="key")(x),
-      Dense(config, config.hidden_size, name="value")(x),
+    config, width = self.config, self.config.hidden_size
+    settings = (
       attention_mask,
       config.num_attention_heads,
       config.attention_probs_dropout_prob,
       dropout_words,
     )
+    if self.has_variable("params", packing.PACKED):
+      packed = Dense(config, 3 * width, name=packing.PACKED)(x)
+      return packed_attention(packed, *settings)
+    query, key, value = (
+      Dense(config, width, name=name)(x) for name in packing.NAMES
+    )
+    return dot_product_attention(query, key, value, *settings)
 
 
 class SublayerOutput(nn.Module):

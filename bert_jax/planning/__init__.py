@@ -1,1 +1,4 @@
-"""A pod that nobody has rented: does it fit, how long, how much."""
+"""A pod that nobody has rented: does a run fit, how long, how much.
+
+Rule: compiles the step that `train` runs, for devices that are only described.
+"""

@@ -6,14 +6,12 @@ makers. So each job has a process and a log, and several run side by side.
 """
 
 import concurrent.futures
-import multiprocessing
 import os
-import signal
 import sys
 import tempfile
-import threading
 import time
 
+from bert_jax.distributed.child_process import call_alone
 from bert_jax.errors import UserError
 
 
@@ -60,11 +58,8 @@ def _run_job(function, name, arguments):
     log = f.name
   try:
     # One process for each job, so that a crash ends no other.
-    with concurrent.futures.ProcessPoolExecutor(
-      1, multiprocessing.get_context("spawn"), _enter, (log,)
-    ) as process:
-      result = process.submit(function, *arguments).result()
-  except concurrent.futures.process.BrokenProcessPool:
+    result = call_alone(function, *arguments, log=log)
+  except ChildProcessError:
     return UserError(
       f"the compiler of libtpu crashed on {name}; expected a program (its log "
       f"is {log}; another mesh or batch may be spared)"
@@ -73,17 +68,3 @@ def _run_job(function, name, arguments):
     result = e
   os.remove(log)
   return result
-
-
-def _enter(log):
-  """Begins a process: a log for its standard error, and an end with us."""
-  signal.signal(signal.SIGINT, signal.SIG_DFL)
-  threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-  os.dup2(os.open(log, os.O_WRONLY), sys.stderr.fileno())
-
-
-def _end_with(parent):
-  """Ends this process soon after another: nobody waits for its result."""
-  while os.getppid() == parent:
-    time.sleep(1)
-  os._exit(1)

@@ -176,6 +176,7 @@ def _time_parts(report):
   parts = report["work_part_seconds"]
   return parts | {
     "kernels": report["kernel_seconds"],
+    "lookups and scatters": report["row_seconds"],
     "waiting for the links": report["exposed_collective_seconds"],
   }
 

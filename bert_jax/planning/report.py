@@ -53,7 +53,7 @@ def format_comparison(report):
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
   lines += [
-    f"{c['topology']} {_format_mesh(c['mesh'])}: {c['error']}"
+    f"{_format_slice(c)} {_format_mesh(c['mesh'])}: {c['error']}"
     for c in candidates
     if "error" in c
   ]
@@ -86,8 +86,15 @@ def _format_best(candidates):
 def _format_choice(candidate):
   money = f", money {candidate['money']:,.2f}" if "money" in candidate else ""
   return (
-    f"{candidate['topology']}, {candidate['hours']:.2f} hours{money}\n"
+    f"{_format_slice(candidate)}, {candidate['hours']:.2f} hours{money}\n"
     f"  {candidate['overrides']}"
+  )
+
+
+def _format_slice(candidate):
+  """Names a slice and its chips, which its rented name may count twice."""
+  return (
+    f"{candidate['topology']} ({candidate['name']}, {candidate['chips']} chips)"
   )
 
 
@@ -97,7 +104,8 @@ def _rank(candidate):
 
 def _candidate_row(candidate):
   sizes = " x ".join(map(str, candidate["mesh"].values()))
-  head = (candidate["topology"], str(candidate["chips"]), sizes)
+  name = f"{candidate['topology']} ({candidate['name']})"
+  head = (name, str(candidate["chips"]), sizes)
   phases = candidate.get("phases")
   if not phases:
     return (*head, "", "", "failed", "", "")
@@ -182,14 +190,23 @@ def _format_times(phase):
     f"{phase['mfu']:.2f}; at the peak a step takes "
     f"{1e3 * phase['best_step_seconds']:.2f} ms",
     f"  collectives: {moved or 'none'}",
-    f"  bound by {phase['bound_by']} (ms of the step: "
-    + ", ".join(f"{k} {1e3 * v:.2f}" for k, v in phase["part_seconds"].items())
+    f"  bound by {phase['bound_by']} (ms and share of the step: "
+    + ", ".join(
+      f"{k} {1e3 * v:.2f} = {v / phase['step_seconds']:.0%}"
+      for k, v in phase["part_seconds"].items()
+    )
     + ")",
   ]
   if phase["kernel_seconds"]:
     lines.append(
-      f"  kernels, at their roofline: {1e3 * phase['kernel_seconds']:.2f} ms "
-      "of the step, no estimate by the compiler"
+      f"  kernels: {1e3 * phase['kernel_seconds']:.2f} ms of the step, by the "
+      "instructions that the compiler emits or at their roofline ("
+      f"{1e3 * phase['kernel_roofline_seconds']:.2f}), whichever is longer"
+    )
+  if phase["row_seconds"]:
+    lines.append(
+      f"  lookups and scatters of rows: {1e3 * phase['row_seconds']:.2f} ms of "
+      "the step, by a cost a row"
     )
   if phase["no_estimate"]:
     counts = phase["no_estimate"].items()

@@ -11,10 +11,12 @@ data sheets. Times the datasheet's time, by generation (libtpu 0.0.42.1):
 
 The first two are matrix products, the second as wide as BERT-base; the last
 gives no credit for two bytes, which is why most real steps should come out
-faster than their vector work says. Gathers, sorts and scatters carry no
-estimate, nor does what a SparseCore does (v5p, v6e, TPU7x), and collectives
-are modelled (see cost.py), with no contention and no start-up, over the
-links of a chip at the slice's corner: only a whole torus has none. So the range
+faster than their vector work says. Sorts and lookups of single numbers carry no
+estimate, nor does what a SparseCore does (v5p, v6e, TPU7x); lookups and
+scatters of rows count by the row, and Pallas kernels by their instructions or
+at their roofline, whichever is longer, both of which are lower bounds.
+Collectives are modelled (see hlo/links.py), with no start-up, over the links of
+a chip at the slice's corner: only a whole torus has none. So the range
 runs from 0.8 times what the links of a chip in the middle would make it, never
 below the time that the matrix products alone take at the peak, to 1.4 times the
 estimate. Nothing here was timed on a TPU. Reading text, evaluation and

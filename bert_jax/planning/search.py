@@ -36,9 +36,14 @@ def plan_candidates(candidates, hlo_dir=None):
     list of dicts of phase name to what `step_plan.plan_phase` returned, or to
     a `UserError`; one for each candidate.
   """
-  jobs = {}
+  jobs, refused = {}, {}
   for candidate in candidates:
     folder = hlo_dir and f"{hlo_dir}/{candidate.folder}"
+    try:
+      run_lib.check_mesh(candidate.config, candidate.slice.num_devices)
+    except UserError as e:  # known without a compiler
+      refused[str(candidate)] = e
+      continue
     for name in active_phases(candidate.config):
       arguments = (
         candidate.config,
@@ -47,10 +52,10 @@ def plan_candidates(candidates, hlo_dir=None):
         folder if len(candidates) > 1 else hlo_dir,
       )
       jobs[f"{name} on {candidate}"] = arguments
-  results = run_jobs(step_plan.plan_phase, jobs, "plan")
+  results = run_jobs(step_plan.plan_phase, jobs, "plan") if jobs else {}
   return [
     {
-      name: results[f"{name} on {candidate}"]
+      name: refused.get(str(candidate)) or results[f"{name} on {candidate}"]
       for name in active_phases(candidate.config)
     }
     for candidate in candidates

@@ -19,7 +19,7 @@ import re
 from jax.experimental import topologies
 
 from bert_jax.errors import UserError
-from bert_jax.hlo import cost
+from bert_jax.hlo import cost, links
 from bert_jax.training import flops
 
 # For a process that compiles for devices that it does not have: no metadata
@@ -222,32 +222,42 @@ class Slice:
     ] + [f"{name}-{size}" for name in generation.rented_names]
 
   @property
-  def num_most_links(self):
-    """Links of a chip in the middle; a dimension of two has but one."""
-    return sum(min(2, size - 1) for size in self.shape)
-
-  @property
-  def num_links(self):
-    """Links of a chip at a corner, where lines end; rings have no corner.
-
-    A collective is as slow as the chip with the fewest.
-    """
+  def rings(self):
+    """Tells of each dimension whether its ends are joined."""
     full = self.generation.full_dim
-    if self.generation.full_cube and min(self.shape) < full:
-      return sum(size > 1 for size in self.shape)
-    return sum((size > 1) + (size >= full) for size in self.shape)
+    shortest = min(self.shape) if self.generation.full_cube else full
+    return tuple(min(shortest, size) >= full for size in self.shape)
+
+  def torus(self, devices, *, in_the_middle=False):
+    """Returns the links between devices as a program counts them.
+
+    Args:
+      devices: the jax devices of a mesh, in its order.
+      in_the_middle: as for a chip in the middle, whose lines end elsewhere. A
+        collective is as slow as the chip with the fewest links, at a corner.
+
+    Returns:
+      `links.Torus`.
+    """
+    generation = self.generation
+    return links.Torus(
+      coords=tuple(tuple(device.coords) for device in devices),
+      # Flat slices have a third coordinate, always 0.
+      rings=(True,) * 3 if in_the_middle else (*self.rings, False)[:3],
+      link_bytes_per_second=generation.link_bytes_per_second
+      / generation.devices_per_chip,
+    )
 
   @property
   def rates(self):
-    """`cost.Rates` of a device; a chip's devices share its links."""
+    """`cost.Rates` of a device."""
     generation = self.generation
     share = generation.devices_per_chip
     return cost.Rates(
       clock_hz=generation.clock_hz,
       peak_flops=flops.PEAK_FLOPS[generation.device_kind],
       hbm_bytes_per_second=generation.hbm_bytes_per_second / share,
-      link_bytes_per_second=generation.link_bytes_per_second / share,
-      num_links=self.num_links,
+      num_cores=2 if generation.megacore else 1,
     )
 
 

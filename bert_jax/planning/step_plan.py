@@ -4,18 +4,21 @@ How far to trust the time: see `plan.py`.
 """
 
 import collections
-import dataclasses
+import os
 import re
+import tempfile
 
 import jax
-from etils import epath
 
+from bert_jax.errors import UserError
+from bert_jax.hlo import bundles as bundles_lib
 from bert_jax.hlo import cost as cost_lib
 from bert_jax.hlo import memory as memory_lib
 from bert_jax.planning import slices
 from bert_jax.pretraining import objective
 from bert_jax.pretraining import run as run_lib
 from bert_jax.sharding import compiler_options, partitioning
+from bert_jax.storage import paths
 from bert_jax.training import flops
 
 # Of the work and of the whole; `plan.py` says where they come from.
@@ -53,29 +56,27 @@ def plan_phase(config, planned, name, hlo_dir=None):
     UserError: the settings do not fit the slice.
   """
   jax.config.update("jax_platforms", "cpu")
-  run = create_run(config, planned)
-  report = _known_before(run, planned, name)
-  try:
-    compiled = compile_step(run, name)
-  except jax.errors.JaxRuntimeError as e:
-    temporaries = _missing_memory(str(e), report["memory_bytes"])
-    if temporaries is None:
-      raise
-    memory = report["memory_bytes"]
-    memory["activations_and_temporaries"] = temporaries
-    needed = sum(memory.values())
-    return report | {"fits": False, "needed_bytes": needed}
+  with tempfile.TemporaryDirectory(prefix="bundles-") as folder:
+    _add_libtpu_flags(bundles_lib.dump_flags(folder))
+    run = create_run(config, planned)
+    report = _known_before(run, planned, name)
+    try:
+      compiled = compile_step(run, name)
+    except jax.errors.JaxRuntimeError as e:
+      overflow = _read_overflow(str(e), report, f"{name} on {planned}")
+      if overflow is None:
+        raise
+      return report | overflow
+    bundles = bundles_lib.read(folder)
   text = compiled.as_text()
   if hlo_dir:
-    folder = epath.Path(hlo_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.txt").write_text(text)
+    paths.write_file(paths.as_path(hlo_dir) / f"{name}.txt", text)
   memory = report["memory_bytes"] | _read_memory(text, compiled)
   memory["total"] = sum(memory.values())
   return (
     report
     | {"fits": True, "memory_bytes": memory}
-    | _read_times(text, planned, report)
+    | _read_times(text, run, planned, report, bundles)
   )
 
 
@@ -84,12 +85,23 @@ def create_run(config, planned):
   return run_lib.create_planned_run(config, slices.describe_devices(planned))
 
 
+def _add_libtpu_flags(flags):
+  """Adds flags for libtpu, read when it describes its first device."""
+  ours = slices.LIBTPU_SETTINGS["LIBTPU_INIT_ARGS"]
+  given = os.environ.get("LIBTPU_INIT_ARGS", ours)
+  os.environ["LIBTPU_INIT_ARGS"] = f"{given} {flags}"
+
+
 def compile_step(run, name):
   """Compiles the train step of phase `name` for the run's mesh."""
+  return compiler_options.compile_step(lower_step(run, name))
+
+
+def lower_step(run, name):
+  """Returns the same before the compiler, a `jax.stages.Lowered`."""
   state = run_lib.abstract_sharded_state(run)
   train_step = objective.make_train_step(run, name, state)
-  batch = run_lib.abstract_batch(run, name)
-  return compiler_options.compile_step(train_step.lower(state, batch))
+  return train_step.lower(state, run_lib.abstract_batch(run, name))
 
 
 def sharding_table(run):
@@ -153,24 +165,31 @@ def _read_memory(text, compiled):
   }
 
 
-def _read_times(text, planned, report):
+def _read_times(text, run, planned, report, bundles):
   """Returns the estimates of a step's time, and what they are made of."""
-  cost = cost_lib.estimate(text, planned.rates)
-  best_rates = dataclasses.replace(
-    planned.rates, num_links=planned.num_most_links
+  devices = run.mesh.devices.ravel()
+  cost, best_cost = (
+    cost_lib.estimate(
+      text,
+      planned.rates,
+      planned.torus(devices, in_the_middle=in_the_middle),
+      bundles,
+    )
+    for in_the_middle in (False, True)
   )
-  best_cost = cost_lib.estimate(text, best_rates)
   best = report["best_step_seconds"]
   seconds = max(cost.seconds, best)
   # What is neither a matrix product at the peak nor waiting for the links.
   parts = {
-    "matrix products": best,
-    "links": cost.exposed_seconds,
-    "memory and vector work": seconds - best - cost.exposed_seconds,
+    "matrix products at the peak": best,
+    "waiting for the links": cost.exposed_seconds,
+    "memory and all other work": seconds - best - cost.exposed_seconds,
   }
   return {
     "compute_seconds": cost.compute_seconds,
     "kernel_seconds": cost.kernel_seconds,
+    "kernel_roofline_seconds": cost.roofline_seconds,
+    "row_seconds": cost.row_seconds,
     "work_part_seconds": _work_parts(cost, planned.rates.clock_hz),
     "collective_seconds": cost.collective_seconds,
     "exposed_collective_seconds": cost.exposed_seconds,
@@ -197,6 +216,31 @@ def _work_parts(cost, clock_hz):
     # A fusion goes by the last of its operations.
     parts[next(found, "update and rest")] += cycles / clock_hz
   return dict(parts)
+
+
+def _read_overflow(message, report, where):
+  """Returns what a step needs that does not fit, from an error of libtpu.
+
+  Returns:
+    dict of what joins a report, or None if the message is about something else.
+
+  Raises:
+    UserError: a kernel or fusion overflows the vector memory.
+  """
+  if "memory space vmem" in message:
+    sizes = re.search(r"([\d.]+\w) (?:of|and limit) ([\d.]+\w)", message)
+    used = f" ({sizes[1]} of {sizes[2]})" if sizes else ""
+    raise UserError(
+      f"{where} overflows the chip's vector memory{used}; expected a step that "
+      "fits: max_seq_length of this phase lower or a multiple of 128, "
+      "or more config.optimizer.grad_accumulation"
+    )
+  memory = report["memory_bytes"]
+  temporaries = _missing_memory(message, memory)
+  if temporaries is None:
+    return None
+  memory["activations_and_temporaries"] = temporaries
+  return {"fits": False, "needed_bytes": sum(memory.values())}
 
 
 def _missing_memory(message, known):

@@ -5,30 +5,34 @@ figures of different checkpoints and runs compare.
 """
 
 import jax
-from etils import epath
 
+from bert_jax.data.corpus import split_documents
+from bert_jax.data.mixing import training_documents
 from bert_jax.data.pipeline import iterate_batches
+from bert_jax.data.word_frequency import frequency_loss
 from bert_jax.pretraining import objective
 from bert_jax.pretraining import run as run_lib
 from bert_jax.sharding import rows as rows_lib
-from bert_jax.storage import checkpoints
+from bert_jax.storage import checkpoints, paths
 from bert_jax.training import sums as sums_lib
 
 
-def make_evaluate(run, name, params):
+def make_evaluate(run, name, params, source=None):
   """Builds the held-out evaluation of one phase.
 
   Args:
     run: `Run`.
     name: "phase1" or "phase2"; says the length.
     params: nested dict of arrays or shapes.
+    source: number of an entry of `corpus.source`, whose held-out documents
+      alone are taken; None takes all.
 
   Returns:
     Function of params to a dict of floats: loss, mlm_loss, mlm_accuracy,
     nsp_loss, nsp_accuracy, nsp_base_rate, fill.
   """
   phase = run.config[name]
-  examples = run_lib.held_out_examples(run, name)
+  examples = run_lib.held_out_examples(run, name, source)
   eval_step = objective.make_eval_step(run, name, params)
 
   def evaluate(params):
@@ -54,6 +58,9 @@ def make_evaluate(run, name, params):
 def evaluate(workdir, step=None):
   """Evaluates a checkpoint of a run at the length of each of its phases.
 
+  A row of all held-out text comes first. Where `corpus.source` has several
+  entries, a row for each follows that has two held-out documents.
+
   Args:
     workdir: a run's folder, str or path.
     step: int, or "best"; the newest checkpoint by default.
@@ -64,7 +71,7 @@ def evaluate(workdir, step=None):
   Raises:
     UserError: no such run or checkpoint.
   """
-  workdir = epath.Path(workdir)
+  workdir = paths.as_path(workdir)
   run = run_lib.load_run(workdir)
   abstract = run_lib.abstract_sharded_state(run).params
   step, params, _ = checkpoints.load_params(workdir, abstract, step)
@@ -74,3 +81,38 @@ def evaluate(workdir, step=None):
       row = {"step": step, "split": "eval", "phase": name}
       row["max_seq_length"] = phase.max_seq_length
       yield row | make_evaluate(run, name, params)(params)
+      for number, spec in run_lib.held_out_sources(run).items():
+        figures = make_evaluate(run, name, params, number)(params)
+        yield row | {"source": spec} | figures
+
+
+def explain(workdir, rows):
+  """Says what held-out figures mean beside guessing.
+
+  Args:
+    workdir: a run's folder, str or path.
+    rows: list of what `evaluate` yields.
+
+  Returns:
+    list of str, a line for each row but those of single sources.
+  """
+  run = run_lib.load_run(paths.as_path(workdir))
+  settings = run.config.corpus
+  _, held_out = split_documents(run.corpus.documents, settings.eval_fraction)
+  guessing = frequency_loss(
+    run.corpus, training_documents(settings, run.corpus), held_out
+  )
+  return [
+    f"{row['phase']}, {row['max_seq_length']} tokens, held out: guessing a "
+    f"masked token by word frequency alone scores {guessing:.2f}, this model "
+    f"{row['mlm_loss']:.2f} (lower is better); the commoner label of the next "
+    f"sentence is right in {_commoner(row['nsp_base_rate']):.1%}, this model's "
+    f"in {row['nsp_accuracy']:.1%}"
+    for row in rows
+    if "source" not in row
+  ]
+
+
+def _commoner(share):
+  """Returns the share of the commoner of two labels."""
+  return max(share, 1 - share)

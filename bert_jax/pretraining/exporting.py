@@ -3,14 +3,14 @@
 import json
 import os
 
-from etils import epath
-
 from bert_jax.config import default_config, num_train_steps
 from bert_jax.data.vocabulary import load_vocabulary
+from bert_jax.errors import UserError
 from bert_jax.model.bert import create_bert_config
 from bert_jax.pretraining import initialization, learning_curve, moments
+from bert_jax.pretraining import run as run_lib
 from bert_jax.sharding import mesh as mesh_lib
-from bert_jax.storage import metric_log
+from bert_jax.storage import checkpoints, metric_log, paths
 from bert_jax.storage import workdir as workdir_lib
 from bert_jax.weights import hf
 from bert_jax.weights.pretrained import load_run_params
@@ -42,6 +42,7 @@ sentence prediction.
 | vocabulary | WordPiece, {vocab_size:,} entries, {casing} |
 | model | {num_layers} layers, hidden size {hidden_size}, {num_heads} heads, \
 feed-forward {intermediate_size}, {hidden_act} |
+| longest input | {max_length} tokens, the longest length trained |
 | training | {step:,} of {num_steps:,} steps: {phase1_steps:,} at length \
 {phase1_length} (batch {phase1_batch}), then {phase2_steps:,} at length \
 {phase2_length} (batch {phase2_batch}) |
@@ -80,11 +81,12 @@ def export(
   Raises:
     UserError: no such run or checkpoint, or `output` is something else.
   """
-  workdir = epath.Path(workdir)
+  workdir = paths.as_path(workdir)
   config = workdir_lib.load_config(workdir)
   vocab = load_vocabulary(workdir / "vocab.txt")
   bert_config = create_bert_config(config, len(vocab))
   step, params = load_run_params(workdir, bert_config, step)
+  max_length = _trained_length(config, workdir, step)
   extras = _learning_curve(workdir, step)
   if with_optimizer:
     mesh = mesh_lib.create_mesh(default_config().mesh)
@@ -98,12 +100,36 @@ def export(
     bert_config,
     vocab,
     lowercase=config.corpus.lowercase,
+    strip_accents=config.corpus.get("strip_accents"),
     heads=heads,
-    model_card=_model_card(config, workdir, vocab, heads, step),
-    max_length=config.model.max_position_embeddings,
-    extras=extras,
+    model_card=_model_card(config, workdir, vocab, heads, step, max_length),
+    max_length=max_length,
+    extra_files=extras,
   )
   return step
+
+
+def export_all(workdir, output, heads="pretraining", with_optimizer=False):
+  """Exports every checkpoint of a run to a folder <output>/<step>.
+
+  Args:
+    workdir: a run's folder.
+    output: folder of folders to write.
+    heads: a key of `hf.HEADS`.
+    with_optimizer: see `export`.
+
+  Yields:
+    the step exported, int, for each of them.
+
+  Raises:
+    UserError: see `export`.
+  """
+  steps = checkpoints.list_steps(workdir)
+  if not steps:
+    raise UserError(f"{workdir} has no checkpoint; expected some to export")
+  for step in steps:
+    folder = paths.as_path(output) / str(step)
+    yield export(workdir, folder, heads, step, with_optimizer)
 
 
 def _rows_until(workdir, step):
@@ -123,7 +149,28 @@ def _learning_curve(workdir, step):
   }
 
 
-def _model_card(config, workdir, vocab, heads, step):
+def _trained_length(config, workdir, step):
+  """Returns the longest length that a checkpoint's positions were trained at.
+
+  Args:
+    config: the run's settings.
+    workdir: its folder.
+    step: int, of the checkpoint.
+  """
+  lengths = [
+    config[name].max_seq_length
+    for name in run_lib.PHASES[: 1 + (step > config.phase1.num_steps)]
+    if config[name].num_steps
+  ]
+  lengths = lengths or [config.phase2.max_seq_length]
+  init = initialization.load_init_record(workdir)
+  if init and not init.extend_positions:
+    # All positions of the model that the run began with were trained.
+    lengths.append(config.model.max_position_embeddings)
+  return min(max(lengths), config.model.max_position_embeddings)
+
+
+def _model_card(config, workdir, vocab, heads, step, max_length):
   """Fills in the README.md of an export from what the run kept."""
   corpus = ""
   report = workdir_lib.corpus_dir(config, workdir) / "report.json"
@@ -150,6 +197,7 @@ def _model_card(config, workdir, vocab, heads, step):
     num_heads=model.num_attention_heads,
     intermediate_size=model.intermediate_size,
     hidden_act=model.hidden_act,
+    max_length=max_length,
     phase1_steps=config.phase1.num_steps,
     phase1_length=config.phase1.max_seq_length,
     phase1_batch=config.phase1.batch_size,

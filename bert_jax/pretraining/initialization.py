@@ -11,13 +11,13 @@ import json
 import os
 
 import jax
-from etils import epath
 
 from bert_jax.data.vocabulary import save_vocabulary
 from bert_jax.errors import UserError
 from bert_jax.pretraining import run as run_lib
 from bert_jax.pretraining.extension import extend_positions, extend_vocab
 from bert_jax.pretraining.moments import is_adam_state, load_adam_state
+from bert_jax.storage import files, paths
 from bert_jax.storage import workdir as workdir_lib
 from bert_jax.weights.pretrained import load_init, print_report, take_over
 
@@ -92,8 +92,7 @@ def create_init(source, extend_vocab=0, optimizer="reset", extend_positions=0):
       f"--init_optimizer=keep has no moments for the {extend_vocab} pieces of "
       "--extend_vocab; expected --init_optimizer=reset"
     )
-  # A URL is absolute already.
-  source = source if "://" in source else os.path.abspath(source)
+  source = os.fspath(paths.absolute(source))
   return Init(source, extend_vocab, optimizer, extend_positions)
 
 
@@ -135,13 +134,24 @@ def begin(config, workdir, init, hosts):
 
 def load_init_record(workdir):
   """Returns the `Init` that a workdir was begun with, or None."""
-  record = _load_record(epath.Path(workdir))
+  record = _load_record(paths.as_path(workdir))
   return record and Init(**record["init"])
 
 
 def _load_record(workdir):
   path = workdir / RECORD_FILE
-  return json.loads(path.read_text()) if path.exists() else None
+  if not path.exists():
+    return None
+  remedy = "start in another --workdir with --init"
+  record = files.load_json(path, remedy)
+  try:
+    Init(**record["init"])
+    record["config"]["model"].items()
+  except (KeyError, TypeError, AttributeError):
+    raise UserError(
+      f"{path} does not say what the run was begun with ({remedy})"
+    ) from None
+  return record
 
 
 def _spell(init):
@@ -176,7 +186,11 @@ def _read_source(config, init):
   ]
   if changed:
     print(f"init: the model decides config.model: {', '.join(changed)}")
-  overrides = {"model": model, "corpus": {"lowercase": pretrained.lowercase}}
+  corpus = {
+    "lowercase": pretrained.lowercase,
+    "strip_accents": pretrained.strip_accents,
+  }
+  overrides = {"model": model, "corpus": corpus}
   return pretrained, overrides
 
 
@@ -184,15 +198,9 @@ def _check_corpus_tokenizer(pretrained):
   """Says where text of the corpus gets other ids than the source's.
 
   Raises:
-    UserError: its words would be others.
+    UserError: the source can't take pairs.
   """
   pretrained.check_pairs()
-  if pretrained.strip_accents is not None:
-    raise UserError(
-      f"{pretrained.source} has strip_accents={pretrained.strip_accents}; "
-      "expected a model that strips accents where it lower-cases and only "
-      "there, as the corpus is prepared"
-    )
   if pretrained.added_tokens:
     first = pretrained.added_tokens[0].content
     print(
@@ -202,12 +210,10 @@ def _check_corpus_tokenizer(pretrained):
 
 
 def _write_record(workdir, init, vocab, overrides):
-  workdir.mkdir(parents=True, exist_ok=True)
   save_vocabulary(workdir / VOCAB_FILE, vocab)
-  temporary = workdir / f"{RECORD_FILE}.unfinished"
   record = {"init": dataclasses.asdict(init), "config": overrides}
-  temporary.write_text(json.dumps(record, indent=2) + "\n")
-  temporary.replace(workdir / RECORD_FILE)
+  text = json.dumps(record, indent=2) + "\n"
+  paths.write_file(workdir / RECORD_FILE, text)
 
 
 def _with_overrides(config, workdir, overrides):
@@ -245,7 +251,7 @@ def create_initial_state(run, init):
 
 def _source_checkpoints(source):
   """Returns (config, workdir) of a source that is a run of ours."""
-  workdir = epath.Path(source)
+  workdir = paths.as_path(source)
   if not (workdir / "checkpoints").is_dir():
     raise UserError(
       f"--init={source} has no optimizer state; expected a workdir of "

@@ -4,10 +4,9 @@ import io
 import itertools
 
 import matplotlib.figure
-from etils import epath
 
 from bert_jax.errors import UserError
-from bert_jax.storage import metric_log
+from bert_jax.storage import metric_log, paths
 
 _WIDTH, _HEIGHT = 64, 12  # of the text, in characters
 
@@ -77,14 +76,14 @@ def text_curve(rows, field="mlm_loss"):
 
 def _series(rows, split, field):
   """Returns (steps, values) of one split; rows without a value are left out."""
-  kept = [r for r in rows if r["split"] == split and r[field] is not None]
+  kept = [r for r in rows if r["split"] == split and r.get(field) is not None]
   return [r["step"] for r in kept], [r[field] for r in kept]
 
 
 def _phase_switches(rows):
   """Returns the last step of each phase but the last."""
   pairs = itertools.pairwise(rows)
-  return [a["step"] for a, b in pairs if a["phase"] != b["phase"]]
+  return [a["step"] for a, b in pairs if a.get("phase") != b.get("phase")]
 
 
 def draw(workdir):
@@ -99,9 +98,9 @@ def draw(workdir):
   Raises:
     UserError: the run has no figures.
   """
-  workdir = epath.Path(workdir)
+  workdir = paths.as_path(workdir)
   rows = metric_log.load_rows(workdir)
   if not rows:
     raise UserError(f"{workdir} has no rows in metrics.jsonl; expected a run")
-  (workdir / "curve.png").write_bytes(plot_curve(rows))
+  paths.write_file(workdir / "curve.png", plot_curve(rows))
   return text_curve(rows)

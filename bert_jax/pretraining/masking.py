@@ -16,7 +16,10 @@ import numpy as np
 
 # An [UNK] may be chosen, as in the original code; it is a word of the text.
 _NEVER_CHOSEN = ("[PAD]", "[CLS]", "[SEP]", "[MASK]")
-_NEVER_DRAWN = re.compile(r"\[(PAD|UNK|CLS|SEP|MASK|unused\d+)\]")
+# Rows of the embedding table that no text yields: the original vocabularies'
+# own, and those of a model with more rows than its vocabulary.
+_NO_TEXT = re.compile(r"\[(unused|row )\d+\]")
+_NEVER_DRAWN = re.compile(r"\[(PAD|UNK|CLS|SEP|MASK|(unused|row )\d+)\]")
 
 
 def create_masking_vocab(vocab):
@@ -46,6 +49,9 @@ def create_masking_vocab(vocab):
     is_special=np.array([token in _NEVER_CHOSEN for token in vocab]),
     is_continuation=np.array([token.startswith("##") for token in vocab]),
     random_ids=random_ids,
+    any_ids=np.flatnonzero([not _NO_TEXT.fullmatch(t) for t in vocab]).astype(
+      np.int32
+    ),
     random_rank=np.where(drawable, ranks, len(random_ids)).astype(np.int32),
   )
 
@@ -92,8 +98,8 @@ def mask_tokens(
     rate: share of the real tokens to choose.
     mask_prob: share of the chosen that become [MASK].
     random_prob: share of the chosen that become a random token.
-    random_token: "different" never draws the token that is replaced, a
-      special or an unused one; "any" draws from the whole vocabulary.
+    random_token: "different" never draws the token that is replaced nor a
+      special one; "any" does. Neither draws what no text yields.
     whole_word: if True, all pieces of a word are chosen together.
     max_predictions: K.
 
@@ -123,8 +129,9 @@ def mask_tokens(
   if random_token == "different":
     drawn = _draw_different(token_key, input_ids, vocab)
   else:
-    vocab_size = len(vocab.is_special)
-    drawn = jax.random.randint(token_key, input_ids.shape, 0, vocab_size)
+    any_ids = jnp.asarray(vocab.any_ids)
+    draw = jax.random.randint(token_key, input_ids.shape, 0, len(any_ids))
+    drawn = any_ids[draw]
   replacement = jnp.where(
     fate < mask_prob,
     vocab.mask_id,
@@ -231,6 +238,7 @@ class MaskingVocab:
     is_special: bool [V], never chosen for prediction.
     is_continuation: bool [V], "##" pieces.
     random_ids: int32 [R], the ordinary tokens: neither special nor [unusedN].
+    any_ids: int32 [A], these and the special ones.
     random_rank: int32 [V], each id's index in `random_ids`; R if not there.
   """
 
@@ -238,4 +246,5 @@ class MaskingVocab:
   is_special: np.ndarray
   is_continuation: np.ndarray
   random_ids: np.ndarray
+  any_ids: np.ndarray
   random_rank: np.ndarray

@@ -38,6 +38,9 @@ def load_adam_state(workdir, config, bert_config, mesh, step=None):
 
   Returns:
     `optax.ScaleByAdamState` of arrays sharded over the mesh.
+
+  Raises:
+    UserError: there is no such checkpoint, or it is broken.
   """
   optimizer = create_optimizer(config.optimizer, num_train_steps(config))
   shapes = jax.eval_shape(
@@ -46,10 +49,7 @@ def load_adam_state(workdir, config, bert_config, mesh, step=None):
     )
   )
   abstract = partitioning.abstract_state(mesh, shapes, optimizer)
-  manager = checkpoints.create_manager(config.checkpoint, workdir)
-  step = manager.latest_step() if step is None else step
-  state, _ = checkpoints.restore(manager, step, abstract)
-  manager.close()
+  state, _ = checkpoints.restore(workdir, abstract, step)
   return find_adam_state(state.opt_state)
 
 

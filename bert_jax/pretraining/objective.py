@@ -66,7 +66,13 @@ def create_objective(config, phase, bert_config, masking_vocab):
       "fill": (mask.sum(dtype=jnp.float32), jnp.float32(mask.size))
     }
 
-  return step_lib.Objective(make_inputs, loss_weights, sums, bert_config.dtype)
+  return step_lib.Objective(
+    make_inputs,
+    loss_weights,
+    sums,
+    dtype=bert_config.dtype,
+    head_size=bert_config.head_size,
+  )
 
 
 def make_train_step(run, name, state):

@@ -1,6 +1,7 @@
 """What stays the same through a run: settings, corpus, mesh, model."""
 
 import dataclasses
+import math
 
 import jax
 import ml_collections
@@ -10,7 +11,9 @@ from bert_jax.config import num_train_steps
 from bert_jax.data import corpus_cache
 from bert_jax.data.corpus import Corpus, open_corpus, split_documents
 from bert_jax.data.examples import Examples
+from bert_jax.data.mixing import training_documents
 from bert_jax.data.tokenization import SPECIAL_TOKENS, token_dtype
+from bert_jax.errors import UserError
 from bert_jax.model.bert import BertConfig, create_bert_config, create_params
 from bert_jax.pretraining.masking import MaskingVocab, create_masking_vocab
 from bert_jax.sharding import mesh as mesh_lib
@@ -52,7 +55,8 @@ def load_run(workdir):
     workdir: `epath.Path`.
 
   Returns:
-    `Run`.
+    `Run` to read from; on the run's own mesh, or on one of the devices here
+    where there are others.
 
   Raises:
     UserError: there is none, or its corpus is gone.
@@ -60,7 +64,24 @@ def load_run(workdir):
   config = workdir_lib.load_config(workdir)
   directory = workdir_lib.corpus_dir(config, workdir)
   corpus = open_corpus(corpus_cache.fetch(directory))
-  return create_run(config, corpus)
+  devices = jax.devices()
+  try:
+    create_mesh(config, devices)
+  except UserError:
+    devices = _fit_to_devices(config, devices)
+  return _create_run(config, corpus.vocab, devices, corpus)
+
+
+def _fit_to_devices(config, devices):
+  """Changes `config.mesh` to what is here, to read a run of other devices.
+
+  Returns:
+    list of devices among which each batch divides.
+  """
+  batch_sizes = [config[name].batch_size for name in PHASES]
+  config.optimizer.grad_accumulation = 1  # no step is made
+  config.mesh.update({"data": -1, "fsdp": 1, "model": 1})
+  return devices[: math.gcd(len(devices), *batch_sizes)]
 
 
 def create_run(config, corpus):
@@ -108,6 +129,16 @@ def _create_run(config, vocab, devices, corpus):
   )
 
 
+def phase_of_step(config, step):
+  """Returns the name of the phase that makes a step, counted from 1.
+
+  Step 0, before the first one, belongs to the first phase that has steps.
+  """
+  names = [name for name in PHASES if config[name].num_steps]
+  is_later = step > config[names[0]].num_steps
+  return names[-1] if is_later else names[0]
+
+
 def create_mesh(config, devices=None):
   """Arranges devices for a run.
 
@@ -121,14 +152,29 @@ def create_mesh(config, devices=None):
   Raises:
     UserError: the mesh or a batch does not fit the devices.
   """
-  mesh = mesh_lib.create_mesh(config.mesh, devices)
+  devices = jax.devices() if devices is None else devices
+  check_mesh(config, len(devices))
+  return mesh_lib.create_mesh(config.mesh, devices)
+
+
+def check_mesh(config, num_devices):
+  """Checks that a run fits so many devices, of which none need be there.
+
+  Args:
+    config: validated settings.
+    num_devices: int.
+
+  Raises:
+    UserError: the mesh or a batch does not fit the devices.
+  """
+  sizes = mesh_lib.mesh_sizes(config.mesh, num_devices)
+  mesh = jax.sharding.AbstractMesh(tuple(sizes), mesh_lib.MESH_AXES)
   mesh_lib.check_heads(mesh, config.model.num_attention_heads)
   for name in PHASES:
     phase = config[name]
     if phase.num_steps:
       rows = phase.batch_size // config.optimizer.grad_accumulation
       rows_lib.check_batch_size(mesh, f"{name}.batch_size", rows)
-  return mesh
 
 
 def create_state(run):
@@ -186,18 +232,50 @@ def _state_creator(run):
 
 def training_examples(run, name):
   """Returns the `Examples` that phase `name` trains on."""
-  training, _ = split_documents(
-    run.corpus.documents, run.config.corpus.eval_fraction
-  )
+  training = training_documents(run.config.corpus, run.corpus)
   return _examples(run, name, training, run.config.seed)
 
 
-def held_out_examples(run, name):
-  """Returns the held-out `Examples` of phase `name`, the same in every run."""
+def held_out_examples(run, name, source=None):
+  """Returns the held-out `Examples` of phase `name`, the same in every run.
+
+  Args:
+    run: `Run`.
+    name: "phase1" or "phase2".
+    source: number of the entry of `corpus.source` to take; None takes all.
+  """
+  held_out = _held_out_documents(run)
+  if source is not None:
+    held_out = held_out[held_out["source"] == source]
+  return _examples(run, name, held_out, EVAL_SEED)
+
+
+def held_out_sources(run):
+  """Returns the entries of `corpus.source` to evaluate by themselves.
+
+  Args:
+    run: `Run`.
+
+  Returns:
+    dict of an entry's number to its name, for those of two held-out documents
+    or more; empty where the corpus has one entry.
+  """
+  entries = run.corpus.manifest["entries"]
+  if len(entries) == 1:
+    return {}
+  sources = _held_out_documents(run)["source"]
+  return {
+    number: entry["spec"]
+    for number, entry in enumerate(entries)
+    if (sources == number).sum() > 1
+  }
+
+
+def _held_out_documents(run):
   _, held_out = split_documents(
     run.corpus.documents, run.config.corpus.eval_fraction
   )
-  return _examples(run, name, held_out, EVAL_SEED)
+  return held_out
 
 
 def _examples(run, name, documents, seed):

@@ -13,25 +13,32 @@ import signal
 import time
 
 import jax
-from etils import epath
 
 from bert_jax.config import num_train_steps, validate
 from bert_jax.data import corpus_cache, preparation
 from bert_jax.data.corpus import open_corpus
 from bert_jax.data.pipeline import iterate_batches
 from bert_jax.distributed import consistency
-from bert_jax.distributed.hosts import Hosts, joined
+from bert_jax.distributed.hosts import Hosts
+from bert_jax.distributed.joining import joined
 from bert_jax.errors import UserError
+from bert_jax.model.bert import count_params
 from bert_jax.pretraining import initialization, objective
 from bert_jax.pretraining import run as run_lib
 from bert_jax.pretraining.evaluation import make_evaluate
 from bert_jax.sharding import rows as rows_lib
-from bert_jax.storage import checkpoints, metric_log
+from bert_jax.storage import (
+  checkpoint_reader,
+  checkpoints,
+  damage,
+  metric_log,
+  paths,
+)
 from bert_jax.storage import workdir as workdir_lib
-from bert_jax.training import flops
+from bert_jax.storage.program_cache import keep_programs
+from bert_jax.training import flops, signals
 from bert_jax.training import loop as loop_lib
 from bert_jax.training.host_memory import keep_freed_memory
-from bert_jax.training.program_cache import keep_programs
 
 
 def prepare(config, workdir, init=None):
@@ -45,11 +52,17 @@ def prepare(config, workdir, init=None):
   Raises:
     UserError: settings, text or workdir are not as they must be.
   """
-  workdir = epath.Path(workdir)
-  with workdir_lib.run_lock(workdir):
+  workdir = paths.as_path(workdir)
+  with damage.full_disk_told(workdir), workdir_lib.run_lock(workdir):
     config, init = initialization.begin(config, workdir, init, Hosts())
     validate(config)
     preparation.prepare(config, workdir, init.extend_vocab if init else 0)
+
+
+def prepare_part(config, workdir, number, num_parts):
+  """Encodes a part of the corpus of a run; see `preparation.prepare_part`."""
+  validate(config)
+  preparation.prepare_part(config, workdir, number, num_parts)
 
 
 def train_on_all_hosts(config, workdir, init=None):
@@ -68,7 +81,13 @@ def train_on_all_hosts(config, workdir, init=None):
     UserError: see `train`.
   """
   with joined() as hosts:
-    stopped_by = train(config, workdir, hosts, init)
+    if hosts.is_alone:
+      signals.raise_on_signals()
+    try:
+      stopped_by = train(config, workdir, hosts, init)
+    except signals.Stopped as e:
+      print(f"train: stopped by {e}; start again to go on")
+      stopped_by = e.number
   if stopped_by == signal.SIGINT and hosts.is_alone:
     return 128 + stopped_by
   return 0
@@ -92,28 +111,29 @@ def train(config, workdir, hosts, init=None):
   """
   started = time.monotonic()
   keep_freed_memory()
-  workdir = epath.Path(workdir)
+  workdir = paths.as_path(workdir)
   consistency.compare(hosts, consistency.software(config))
-  with _locked(workdir, hosts):
+  with damage.full_disk_told(workdir), _locked(workdir, hosts):
     config, init = initialization.begin(config, workdir, init, hosts)
     validate(config)
     consistency.compare(hosts, consistency.devices())
     keep_programs(workdir)
     run_lib.create_mesh(config)  # what does not fit is told before the work
+    checkpoint_reader.check_round_trip(workdir, hosts)
     corpus = _open_corpus(config, workdir, hosts, init)
     run = run_lib.create_run(config, corpus)
-    if hosts.is_first:
-      workdir_lib.save_config(config, workdir)
     manager = checkpoints.create_manager(config.checkpoint, workdir)
     try:
-      return _train_from_newest(run, workdir, manager, hosts, init, started)
+      with damage.full_disk_told(workdir):
+        return _train_from_newest(run, workdir, manager, hosts, init, started)
     except UserError:
       raise
     except BaseException as e:
       hosts.fail(e)  # or closing would wait for hosts that do not come
       raise
     finally:
-      manager.close()
+      with _signals_deferred(hosts):
+        manager.close()
 
 
 def _locked(workdir, hosts):
@@ -137,59 +157,116 @@ def _open_corpus(config, workdir, hosts, init):
 
 
 def _train_from_newest(run, workdir, manager, hosts, init, started):
-  state = _restore_or_create(run, manager, hosts, init)
+  state, is_evaluated = _restore_or_create(run, workdir, manager, hosts, init)
   num_steps = num_train_steps(run.config)
-  if int(state.step) >= num_steps:
+  if int(state.step) >= num_steps and is_evaluated:
     print(f"train: {workdir} is finished: all {num_steps:,} steps are done")
     return None
   device = jax.devices()[0]
   print(
     f"train: {jax.device_count()} x {device.device_kind}, "
-    f"{sum(p.size for p in jax.tree.leaves(state.params)):,} parameters, "
+    f"{count_params(state.params, run.bert_config):,} parameters, "
     f"steps {int(state.step):,} to {num_steps:,}"
   )
-  writer = metric_log.create_writer(workdir, int(state.step), hosts.is_first)
+  writer = None  # the first host's rows are those of all
+  if hosts.is_first:
+    writer = metric_log.MetricWriter(workdir, int(state.step))
 
   def save(state, evaluated):
-    fingerprint = run.corpus.fingerprint
-    checkpoints.save(manager, state, run.config, fingerprint, evaluated)
+    _save(run, manager, state, evaluated)
+
+  def save_figures(step, evaluated):
+    if hosts.is_first:
+      checkpoints.save_figures(manager, step, evaluated)
 
   loop = loop_lib.Loop(
-    run.config, run.mesh, writer, save, _summary, hosts, started
+    run.config,
+    run.mesh,
+    writer,
+    save,
+    save_figures,
+    _summary,
+    hosts,
+    started,
+    is_evaluated,
   )
   try:
     state, stopped_by = loop_lib.train(loop, create_stages(run, state), state)
+    with _signals_deferred(hosts):
+      manager.wait_until_finished()
+    if stopped_by:
+      name = signal.Signals(stopped_by).name
+      seconds = time.monotonic() - loop.signal_times[0]
+      print(
+        f"train: stopped by {name}; state is saved, {seconds:.1f} s after it"
+      )
+      return stopped_by
   finally:
-    writer.close()
-  if stopped_by:
-    name = signal.Signals(stopped_by).name
-    print(f"train: stopped by {name}; state is saved")
-    return stopped_by
+    if writer:
+      writer.close()
   print(f"train: done, {num_steps:,} steps; everything lies in {workdir}")
   return None
 
 
-def _restore_or_create(run, manager, hosts, init):
+def _signals_deferred(hosts):
+  """Lets a save end first; among several hosts signals are JAX's."""
+  return signals.deferred() if hosts.is_alone else contextlib.nullcontext()
+
+
+def _save(run, manager, state, evaluated):
+  checkpoints.save(
+    manager,
+    state,
+    run.config,
+    run.corpus.fingerprint,
+    evaluated,
+    run_lib.phase_of_step(run.config, int(state.step)),
+  )
+
+
+def _restore_or_create(run, workdir, manager, hosts, init):
+  """Returns (`TrainState`, whether it was evaluated if it had to be)."""
   found = checkpoints.restore_newest(
     manager, run_lib.abstract_sharded_state(run), hosts
   )
-  if found is None and init is None:
-    return run_lib.create_state(run)
-  if found is None:
-    state = initialization.create_initial_state(run, init)
-    # From here on the run does not need its source.
-    checkpoints.save(manager, state, run.config, run.corpus.fingerprint)
-    manager.wait_until_finished()
-    return state
-  state, meta = found
+  if found:
+    _check_fits(run, *found)
+  if hosts.is_first:
+    workdir_lib.save_config(run.config, workdir)
+  if found:
+    state, meta = found
+    print(f"train: continuing after step {int(state.step):,}")
+    return state, meta["evaluated"] is not None
+  if init is None:
+    return run_lib.create_state(run), True
+  state = initialization.create_initial_state(run, init)
+  # From here on the run does not need its source.
+  _save(run, manager, state, None)
+  manager.wait_until_finished()
+  return state, True
+
+
+def _check_fits(run, state, meta):
+  """Raises UserError if a checkpoint can't go on with a run's settings."""
+  step = int(state.step)
   if meta["corpus_fingerprint"] != run.corpus.fingerprint:
     raise UserError(
-      f"checkpoint {int(state.step)} was trained on corpus "
+      f"checkpoint {step} was trained on corpus "
       f"{meta['corpus_fingerprint']}; expected the same, found "
       f"{run.corpus.fingerprint} (set --config.corpus.dir to that corpus)"
     )
-  print(f"train: continuing after step {int(state.step):,}")
-  return state
+  begun, asked = (
+    [config[name]["num_steps"] for name in run_lib.PHASES]
+    for config in (meta["config"], run.config)
+  )
+  # A run without phase 2 may be extended when it is finished.
+  is_over = step > begun[0] or (step == begun[0] and begun[1])
+  if (is_over and asked[0] != begun[0]) or asked[0] < min(step, begun[0]):
+    expected = f"{begun[0]}, as" if is_over else f"at least {step}, since"
+    raise UserError(
+      f"config.phase1.num_steps is {asked[0]}; expected {expected} step {step} "
+      "is done (set --config.phase1.num_steps)"
+    )
 
 
 def create_stages(run, state):
@@ -234,7 +311,7 @@ def _create_stage(run, name, begin, end, state):
       phase.max_predictions,
     ),
     train_step=objective.make_train_step(run, name, state),
-    abstract_batch=run_lib.abstract_batch(run, name),
+    abstract_batches=[run_lib.abstract_batch(run, name)],
     iterate_batches=batches,
     evaluate=make_evaluate(run, name, state.params),
   )

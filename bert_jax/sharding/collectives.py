@@ -7,20 +7,23 @@ import jax
 import jax.numpy as jnp
 
 from bert_jax.sharding import mesh as mesh_lib
-from bert_jax.sharding import partitioning
+from bert_jax.sharding import packing, partitioning
+from bert_jax.sharding.devices import MODEL_AXIS
 
 
-def make_gather_and_scatter(mesh, params, dtype):
+def make_gather_and_scatter(mesh, params, dtype, head_size):
   """Builds the ways from kept weights to whole ones, and of gradients back.
 
   On a TPU the matrices cross the links in the layers' dtype: each is rounded
-  once, where it is kept, and not wherever it is used. Elsewhere weights stay
-  float32 until a layer rounds them.
+  once, where it is kept, and not wherever it is used; and those of query, key
+  and value cross them as one (`packing.py`). Elsewhere weights stay float32
+  until a layer rounds them.
 
   Args:
     mesh: `jax.sharding.Mesh`.
     params: nested dict of arrays or shapes.
     dtype: of the layers' arithmetic.
+    head_size: of attention's heads.
 
   Returns:
     gather: function of the parameters to the weights to differentiate at.
@@ -29,21 +32,33 @@ def make_gather_and_scatter(mesh, params, dtype):
   """
   gathered = partitioning.gathered_shardings(mesh, params)
   kept = partitioning.param_shardings(mesh, params)
+  constrain = jax.lax.with_sharding_constraint
 
   def gather(params):
-    def one(param, sharding, kept_sharding):
-      if mesh_lib.is_tpu(mesh) and partitioning.is_split(param):
-        param = param.astype(dtype)
-      param = jax.lax.with_sharding_constraint(param, kept_sharding)
-      return jax.lax.with_sharding_constraint(param, sharding)
-
-    return jax.tree.map(one, params, gathered, kept)
+    return constrain(constrain(params, kept), gathered)
 
   def scatter(grads):
-    grads = jax.lax.with_sharding_constraint(grads, kept)
+    grads = constrain(grads, kept)
     return jax.tree.map(lambda grad: grad.astype("float32"), grads)
 
-  return gather, scatter
+  if not mesh_lib.is_tpu(mesh):
+    return gather, scatter
+  sizes = head_size, mesh.shape[MODEL_AXIS]
+
+  def gather_packed(params):
+    params = jax.tree.map(
+      lambda x: x.astype(dtype) if partitioning.is_split(x) else x, params
+    )
+    # Packed where they are kept, which moves no data between devices.
+    packed = packing.pack_params(constrain(params, kept), *sizes)
+    packed = constrain(packed, packing.pack_shardings(kept))
+    return constrain(packed, packing.pack_shardings(gathered))
+
+  def scatter_packed(grads):
+    grads = constrain(grads, packing.pack_shardings(kept))
+    return scatter(packing.unpack_params(grads, *sizes))
+
+  return gather_packed, scatter_packed
 
 
 def make_global_norm(mesh, params):

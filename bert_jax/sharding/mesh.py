@@ -36,20 +36,26 @@ def create_mesh(config, devices=None):
     UserError: the sizes do not multiply to the number of devices.
   """
   devices = jax.devices() if devices is None else devices
-  sizes = [config[axis] for axis in MESH_AXES]
-  fixed = math.prod(size for size in sizes if size != -1)
-  sizes = [len(devices) // fixed if size == -1 else size for size in sizes]
-  if math.prod(sizes) != len(devices):
-    raise UserError(
-      f"config.mesh is {'x'.join(map(str, sizes))} (data x fsdp x model); "
-      f"expected a product of {len(devices)}, the number of devices"
-    )
+  sizes = mesh_sizes(config, len(devices))
   # In the order of the torus; unlike jax.make_mesh also where an axis takes
   # part of one of its dimensions, as 2 x 2 x 4 does on v4-32.
   arranged = mesh_utils.create_device_mesh(
     sizes, devices, allow_split_physical_axes=True
   )
   return Mesh(arranged, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def mesh_sizes(config, num_devices):
+  """Returns the devices of each axis of `MESH_AXES`; same errors."""
+  sizes = [config[axis] for axis in MESH_AXES]
+  fixed = math.prod(size for size in sizes if size != -1)
+  sizes = [num_devices // fixed if size == -1 else size for size in sizes]
+  if math.prod(sizes) != num_devices:
+    raise UserError(
+      f"config.mesh is {'x'.join(map(str, sizes))} (data x fsdp x model); "
+      f"expected a product of {num_devices}, the number of devices"
+    )
+  return sizes
 
 
 def is_tpu(mesh):

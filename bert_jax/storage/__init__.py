@@ -1,1 +1,5 @@
-"""A run's folder: settings, checkpoints, metrics, locks."""
+"""The folder of a run: settings, checkpoints, metrics, locks.
+
+Rule: whatever is read from or written to a workdir passes through here, on a
+disk and on gs:// alike.
+"""

@@ -1,28 +1,31 @@
 """Checkpoints with orbax, and finding the newest one that is whole.
 
-Kept are the latest few and the one with the best held-out figure. Each holds
+Kept are the latest few, every k-th if the settings say so, and the one with the
+best held-out figure of the last phase. Each holds
 the train state and, beside it, the settings, the corpus' fingerprint and a
-checksum per array: a flipped byte in a file restores without an error
-otherwise. Saving is asynchronous; the checksums are computed on the device at
-the moment of saving.
+checksum per array (see checksums.py). Saving is asynchronous; the checksums are
+computed on the device at the moment of saving.
 """
 
 import dataclasses
+import itertools
 import json
-import logging
 import math
 
-import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from bert_jax.distributed.hosts import Hosts
 from bert_jax.errors import UserError
+from bert_jax.storage import checkpoint_reader, checksums, paths
 
+# What orbax writes last; in a bucket nothing else says that all is there.
+COMMIT_FILE = "commit_success.txt"
 # A metric of the held-out rows, and which of its ends is the good one.
 BEST = ("loss", "min")
+# Where damaged checkpoints go, in a workdir.
+BROKEN_DIR = "broken"
 
 
 def create_manager(config, workdir, best=BEST):
@@ -31,35 +34,24 @@ def create_manager(config, workdir, best=BEST):
   Args:
     config: `config.checkpoint`.
     workdir: `epath.Path`.
-    best: (metric, "min" or "max"), by which the best checkpoint is kept.
+    best: (metric, "min" or "max"), by which the best checkpoint is kept; None
+      keeps no such.
 
   Returns:
     `ocp.CheckpointManager`; close it to wait for the last save.
   """
-  directory = _directory(workdir)
-  return _open_manager(
+  directory = checkpoint_reader.directory(workdir)
+  return checkpoint_reader.open_manager(
     workdir,
-    preservation_policy=_LatestAndBest(directory, config.keep, best),
+    preservation_policy=_Preserved(
+      directory, config.keep, config.keep_every_steps, best
+    ),
     create=True,
   )
 
 
-def _directory(workdir):
-  return epath.Path(workdir).absolute() / "checkpoints"
-
-
-def _open_manager(workdir, **options):
-  # orbax warns of its own defaults at every save.
-  logging.getLogger("absl").setLevel(logging.ERROR)
-  return ocp.CheckpointManager(
-    _directory(workdir),
-    options=ocp.CheckpointManagerOptions(**options),
-    item_names=("state", "meta"),
-  )
-
-
 @dataclasses.dataclass(frozen=True)
-class _LatestAndBest(preservation_policy.PreservationPolicy):
+class _Preserved(preservation_policy.PreservationPolicy):
   """Which checkpoints orbax keeps.
 
   Its own policy for the best reads metrics that it wrote when it opens the
@@ -68,48 +60,55 @@ class _LatestAndBest(preservation_policy.PreservationPolicy):
 
   directory: epath.Path
   keep: int
-  best: tuple
+  keep_every_steps: int
+  best: tuple | None
 
   def should_preserve(self, checkpoints, *, context):
     """Returns whether to keep each of `checkpoints`, which are in order."""
     del context
     steps = [checkpoint.step for checkpoint in checkpoints]
-    kept = {*steps[-self.keep :], _find_best(self.directory, steps, self.best)}
+    kept = {*steps[-self.keep :]}
+    if self.best:
+      kept.add(_find_best(self.directory, steps, self.best))
+    if self.keep_every_steps:
+      kept |= {step for step in steps if step % self.keep_every_steps == 0}
     return [step in kept for step in steps]
 
 
 def _find_best(directory, steps, best):
-  """Returns the step with the best held-out figure, or None."""
+  """Returns the step with the best held-out figure of the last phase, or None.
+
+  Figures of two phases do not compare: longer sequences are easier, and a model
+  of the phase before has never seen the last positions.
+  """
   name, mode = best
-  figures = {step: _load_evaluated(directory, step).get(name) for step in steps}
+  metas = {step: _load_meta(directory, step) for step in steps}
+  phases = [metas[step]["phase"] for step in steps if metas[step]]
+  figures = {
+    step: (meta["evaluated"] or {}).get(name)
+    for step, meta in metas.items()
+    if meta and meta["phase"] == phases[-1]
+  }
   figures = {step: x for step, x in figures.items() if x is not None}
   choose = {"min": min, "max": max}[mode]
   return choose(figures, key=figures.get) if figures else None
 
 
-def _load_evaluated(directory, step):
-  """Returns the held-out figures saved with a step; {} if there are none."""
+def _load_meta(directory, step):
+  """Returns what was saved beside a state, or None where it can't be read."""
   try:
-    meta = json.loads((directory / str(step) / "meta/metadata").read_text())
-    return dict(meta["evaluated"])
+    meta = json.loads(_meta_path(directory, step).read_text())
+    dict(meta["evaluated"] or {})
+    return {"phase": None} | meta
   except (OSError, ValueError, KeyError, TypeError):
-    return {}  # still being written, or broken
+    return None  # still being written, or broken
 
 
-def _open_reader(workdir):
-  """Opens checkpoints for this process alone.
-
-  Orbax' own waiting of all processes for one another would never end where a
-  broken file stops one of them.
-  """
-  me = jax.process_index()
-  alone = ocp.options.MultiprocessingOptions(
-    primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"host{me}"
-  )
-  return _open_manager(workdir, read_only=True, multiprocessing_options=alone)
+def _meta_path(directory, step):
+  return directory / str(step) / "meta" / "metadata"
 
 
-def save(manager, state, config, fingerprint, evaluated=None):
+def save(manager, state, config, fingerprint, evaluated=None, phase=None):
   """Begins to write a checkpoint; returns before it is on disk.
 
   Args:
@@ -118,7 +117,8 @@ def save(manager, state, config, fingerprint, evaluated=None):
     config: the run's settings.
     fingerprint: str of the corpus.
     evaluated: held-out row of this very step, or None; the manager's metric
-      in it says whether this is the best checkpoint.
+      in it says whether this is the best checkpoint of its phase.
+    phase: str, the phase that made the step.
   """
   step = int(state.step)
   if step in manager.all_steps():
@@ -126,9 +126,12 @@ def save(manager, state, config, fingerprint, evaluated=None):
   meta = {
     "config": config.to_dict(),
     "corpus_fingerprint": fingerprint,
-    "checksums": checksums(state),
-    "evaluated": _finite_numbers(evaluated or {}),
+    "arrays": checksums.describe(state),
+    "evaluated": evaluated and _finite_numbers(evaluated),
+    "phase": phase,
   }
+  meta = json.loads(json.dumps(meta))  # as it will be read
+  meta["crc32"] = checksums.crc_of_json(meta)
   manager.save(
     step,
     args=ocp.args.Composite(
@@ -136,6 +139,24 @@ def save(manager, state, config, fingerprint, evaluated=None):
     ),
     force=True,
   )
+
+
+def save_figures(manager, step, evaluated):
+  """Adds held-out figures to a checkpoint that was saved without them.
+
+  Args:
+    manager: from `create_manager`; one process calls this.
+    step: int.
+    evaluated: held-out row of the step.
+  """
+  path = _meta_path(manager.directory, step)
+  meta = json.loads(path.read_text())
+  meta.pop("crc32", None)
+  meta["evaluated"] = _finite_numbers(evaluated)
+  meta["crc32"] = checksums.crc_of_json(meta)
+  temporary = path.with_name("metadata.unfinished")
+  temporary.write_text(json.dumps(meta))
+  temporary.replace(path)
 
 
 def _finite_numbers(row):
@@ -149,8 +170,9 @@ def _finite_numbers(row):
 def restore_newest(manager, abstract_state, hosts=None):
   """Restores the newest checkpoint that is whole.
 
-  A broken one is reported, put aside under `<workdir>/broken/`, and the next
-  older one is tried. It is broken for all processes if it is for one.
+  A damaged one is reported and the next older one is tried; once that is
+  restored, the damaged ones are moved to `<workdir>/broken/`. A checkpoint is
+  damaged for all processes if it is for one.
 
   Args:
     manager: from `create_manager`.
@@ -161,83 +183,83 @@ def restore_newest(manager, abstract_state, hosts=None):
     (`TrainState`, meta), or None where there is no checkpoint at all.
 
   Raises:
-    UserError: there are checkpoints, and all of them are broken.
+    UserError: no checkpoint is whole, or storage does not answer, or a
+      checkpoint holds another model. Nothing was moved then.
   """
   hosts = hosts or Hosts()
   steps = hosts.on_first(lambda: sorted(manager.all_steps(), reverse=True))
+  damaged = {}
   for step in steps:
-    restored, error = _try_to_restore(manager, step, abstract_state, hosts)
-    if error is None:
-      return restored
-    print(f"checkpoint {step} is broken and put aside: {error}")
-    hosts.on_first(lambda step=step: _put_aside(manager.directory, step))
-    manager.reload()
-  if steps:
-    raise UserError(
-      f"every checkpoint in {manager.directory} was broken; they are in "
-      f"{manager.directory.parent / 'broken'} (use another --workdir to start "
-      "anew)"
+    restored, reason = checkpoint_reader.read_whole(
+      manager.directory.parent, step, abstract_state, hosts
     )
+    if reason is None:
+      _put_aside_all(manager, damaged, hosts)
+      return restored
+    damaged[step] = reason
+  if damaged:
+    raise UserError(
+      f"every checkpoint in {manager.directory} was broken; {steps[0]}: "
+      f"{damaged[steps[0]]} (nothing was changed; mend one, or use another "
+      "--workdir to start anew)"
+    )
+  _check_none_was_put_aside(manager.directory.parent, hosts)
   return None
 
 
+def _put_aside_all(manager, damaged, hosts):
+  for step, reason in damaged.items():
+    print(f"checkpoint {step} is broken and put aside: {reason}")
+    hosts.on_first(lambda step=step: _put_aside(manager.directory, step))
+  if damaged:
+    manager.reload()
+
+
 def _put_aside(directory, step):
-  broken = directory.parent / "broken"
-  broken.mkdir(parents=True, exist_ok=True)
-  target = broken / str(step)
-  if target.exists():
-    target.rmtree()
-  (directory / str(step)).rename(target)
+  broken = directory.parent / BROKEN_DIR
+  names = (f"{step}.{i}" if i else str(step) for i in itertools.count())
+  target = next(n for n in names if not (broken / n).exists())
+  paths.move_folder(directory / str(step), broken / target, COMMIT_FILE)
 
 
-def _try_to_restore(manager, step, abstract_state, hosts):
-  """Returns ((`TrainState`, meta), None), or (None, what is wrong)."""
-  restored, error = None, None
-  try:
-    restored = _read(
-      manager.directory.parent,
-      step,
-      state=ocp.args.StandardRestore(abstract_state),
-      meta=ocp.args.JsonRestore(),
+def _check_none_was_put_aside(workdir, hosts):
+  """Raises UserError if a run without checkpoints had some once."""
+  broken = workdir / BROKEN_DIR
+  names = hosts.on_first(
+    lambda: sorted(p.name for p in broken.iterdir()) if broken.exists() else []
+  )
+  if names:
+    raise UserError(
+      f"{workdir} has no checkpoint but {broken} holds {', '.join(names)}; "
+      "expected one in checkpoints/ to go on from (use another --workdir to "
+      "start anew)"
     )
-  except Exception as e:  # whatever a damaged file makes the readers raise
-    error = _one_line(e)
-  for index, other in enumerate(hosts.gather(error)):
-    if other is not None:
-      where = "" if hosts.is_alone else f"host {index}: "
-      return None, where + other
-  # All have read it, so all take part in adding up.
-  wrong = find_wrong_checksum(restored.state, restored.meta)
-  return (None, wrong) if wrong else ((restored.state, restored.meta), None)
 
 
-def _read(workdir, step, **items):
-  with _open_reader(workdir) as reader:
-    return reader.restore(step, args=ocp.args.Composite(**items))
-
-
-def restore(manager, step, abstract_state):
-  """Restores one checkpoint and verifies it.
+def restore(workdir, abstract_state, step=None):
+  """Restores one checkpoint for reading, and verifies it.
 
   Args:
-    manager: from `create_manager`.
-    step: int.
+    workdir: a run's folder.
     abstract_state: see `restore_newest`.
+    step: int, or "best"; the newest by default.
 
   Returns:
     (`TrainState`, meta), meta as `save` wrote it.
 
   Raises:
-    ValueError: it is broken.
+    UserError: there is no such checkpoint, or it is broken.
   """
-  restored, error = _try_to_restore(manager, step, abstract_state, Hosts())
-  if error:
-    raise ValueError(f"checkpoint {step} is broken: {error}")
-  return restored
+  _, state, meta = _load(
+    workdir, step, BEST, checkpoint_reader.read_whole, abstract_state
+  )
+  return state, meta
 
 
 def load_params(workdir, abstract_params, step=None, best=BEST):
   """Restores the parameters alone, for reading.
+
+  Damage of the other arrays, such as the optimizer's, is not looked for.
 
   Args:
     workdir: a run's folder.
@@ -251,37 +273,36 @@ def load_params(workdir, abstract_params, step=None, best=BEST):
   Raises:
     UserError: there is no such checkpoint, or it is broken.
   """
+  step, state, meta = _load(
+    workdir, step, best, checkpoint_reader.read_params, abstract_params
+  )
+  return step, state["params"], meta
+
+
+def list_steps(workdir):
+  """Returns the steps of all checkpoints of a workdir, ascending."""
+  with checkpoint_reader.open_reader(workdir) as reader:
+    return sorted(reader.all_steps())
+
+
+def _load(workdir, step, best, read, abstract):
+  """Reads and verifies a checkpoint with this process alone."""
   step, steps = _find_step(workdir, step, best)
-  item = {"params": abstract_params}
-  try:
-    restored = _read(
-      workdir,
-      step,
-      state=ocp.args.PyTreeRestore(
-        item,
-        restore_args=ocp.checkpoint_utils.construct_restore_args(item),
-        partial_restore=True,
-      ),
-      meta=ocp.args.JsonRestore(),
-    )
-    wrong = find_wrong_checksum(restored.state, restored.meta)
-  except Exception as e:  # whatever a damaged file makes the readers raise
-    wrong = _one_line(e)
-  if wrong:
+  restored, reason = read(workdir, step, abstract, Hosts())
+  if reason:
     raise UserError(
-      f"checkpoint {step} of {workdir} is broken: {wrong} (choose another "
+      f"checkpoint {step} of {workdir} is broken: {reason} (choose another "
       f"--step of {', '.join(map(str, steps))})"
     )
-  return step, restored.state["params"], restored.meta
+  return step, *restored
 
 
 def _find_step(workdir, step, best):
   """Returns (the step meant, all steps); arguments as for `load_params`."""
-  with _open_reader(workdir) as reader:
-    steps = sorted(reader.all_steps())
+  steps = list_steps(workdir)
   found = {
     None: steps[-1] if steps else None,
-    "best": _find_best(_directory(workdir), steps, best),
+    "best": _find_best(checkpoint_reader.directory(workdir), steps, best),
   }
   if found.get(step, step) not in steps:
     raise UserError(
@@ -289,52 +310,3 @@ def _find_step(workdir, step, best):
       f"{', '.join(map(str, steps)) or 'none'}"
     )
   return found.get(step, step), steps
-
-
-def find_wrong_checksum(state, meta):
-  """Looks for an array without the checksum it was saved with.
-
-  Args:
-    state: a whole `TrainState`, or {"params": ...} of one.
-    meta: as `save` wrote it.
-
-  Returns:
-    str that says what is wrong, or None.
-  """
-  found, expected = checksums(state), meta["checksums"]
-  wrong = [name for name in found if found[name] != expected.get(name)]
-  if not wrong:
-    return None
-  return (
-    f"{len(wrong)} of {len(found)} arrays do not have their checksum, the "
-    f"first is {wrong[0]}"
-  )
-
-
-def _one_line(error):
-  return " ".join(str(error).split())[:200]
-
-
-def checksums(state):
-  """Adds up the bits of every array.
-
-  Args:
-    state: pytree of 32-bit arrays, on any mesh.
-
-  Returns:
-    dict from path to the sum of the array's words, modulo 2**32.
-  """
-  leaves = jax.tree.leaves_with_path(state)
-  names = [
-    jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves
-  ]
-  sums = jax.device_get(_sum_bits([leaf for _, leaf in leaves]))
-  return {name: int(s) for name, s in zip(names, sums, strict=True)}
-
-
-@jax.jit
-def _sum_bits(leaves):
-  def sum_bits(leaf):
-    return jnp.sum(jax.lax.bitcast_convert_type(leaf, jnp.uint32))
-
-  return [sum_bits(leaf) for leaf in leaves]

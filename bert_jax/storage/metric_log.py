@@ -3,10 +3,20 @@
 import json
 import math
 import os
+import queue
+import sys
+import threading
+import time
 
-from etils import epath
+from bert_jax.errors import UserError
+from bert_jax.storage import paths
 
-from bert_jax.storage.workdir import is_remote
+# Between writes of all rows to an object store.
+PAUSE_SECONDS = 10
+# After a write that failed.
+RETRY_SECONDS = 2
+# How long the end of a run waits for a storage that does not answer.
+GIVE_UP_SECONDS = 60
 
 
 def row_fields(names):
@@ -43,46 +53,57 @@ def load_rows(workdir):
     workdir: the run's folder.
 
   Returns:
-    list of dicts with the keys `FIELDS`; a row cut short by a kill is left
-    out, as is the whole file where there is none.
+    list of dicts with the keys `FIELDS`. A last line cut short by a kill is
+    left out, as is the whole file where there is none; so is every other line
+    that is no row, but that is told.
   """
-  path = epath.Path(workdir) / "metrics.jsonl"
+  path = _path(workdir)
   rows = []
-  for line in path.read_text().splitlines() if path.exists() else ():
-    try:
-      rows.append(json.loads(line))
-    except json.JSONDecodeError:
-      break
+  for number, line in enumerate(_load_lines(path), start=1):
+    row = _parse(line)
+    if row is None:
+      print(
+        f"{path}, line {number} is no row of metrics: {line[:60]!r}",
+        file=sys.stderr,
+      )
+    else:
+      rows.append(row)
   return rows
 
 
-def create_writer(workdir, first_step, is_first):
-  """Continues the files of a workdir.
-
-  Args:
-    workdir: `epath.Path`, the run's folder.
-    first_step: see `MetricWriter`.
-    is_first: whether this is the process that writes; the rows of others go
-      nowhere.
-
-  Returns:
-    `MetricWriter`, or what looks like one.
-  """
-  return MetricWriter(workdir, first_step) if is_first else NoWriter()
+def _path(workdir):
+  return paths.as_path(workdir) / "metrics.jsonl"
 
 
-class NoWriter:
-  """Takes rows and keeps none."""
+def _load_lines(path):
+  """Returns the lines of the file, bytes, without a last one that was torn."""
+  if not path.exists():
+    return []
+  if path.is_dir():
+    raise UserError(f"{path} is a folder; expected a file (move it away)")
+  lines = path.read_bytes().split(b"\n")
+  # What is whole ends with a newline; a row that only lacks that is whole too.
+  if _parse(lines[-1]) is None:
+    del lines[-1]
+  return [line for line in lines if line]
 
-  def write(self, row):
-    """Forgets a row."""
 
-  def close(self):
-    """Does nothing."""
+def _parse(line):
+  """Returns the row that a line holds, or None."""
+  try:
+    row = json.loads(line)
+    is_row = type(row["step"]) is int and isinstance(row["split"], str)
+  except (ValueError, KeyError, TypeError, RecursionError):
+    return None
+  return row if is_row else None
 
 
 class MetricWriter:
-  """Appends rows to metrics.jsonl and TensorBoard's event files."""
+  """Appends rows to metrics.jsonl and TensorBoard's event files.
+
+  A thread does it, in batches. A storage that does not answer is asked again
+  and again, and never stops the training.
+  """
 
   def __init__(self, workdir, first_step, fields=FIELDS):
     """Continues the files of a workdir.
@@ -90,51 +111,120 @@ class MetricWriter:
     Args:
       workdir: `epath.Path`, the run's folder.
       first_step: rows after this step are of a future that a kill undid, and
-        go; they will be written again.
+        go; they will be written again. A line that is no row stays.
       fields: the keys of every row.
     """
     from tensorboardX import SummaryWriter
 
     self._fields = fields
-    self._path = workdir / "metrics.jsonl"
+    self._path = _path(workdir)
     self._lines = [
-      json.dumps(row) for row in load_rows(workdir) if row["step"] <= first_step
+      line
+      for line in _load_lines(self._path)
+      if (_parse(line) or {"step": 0})["step"] <= first_step
     ]
     self._write_all()
-    self._is_local = not is_remote(workdir)
+    self._is_local = not paths.is_remote(workdir)
     self._events = (
       SummaryWriter(os.fspath(workdir / "tensorboard"), purge_step=first_step)
       if self._is_local
       else None
     )
+    self._problem = None
+    self._rows = queue.SimpleQueue()
+    self._closing = threading.Event()
+    self._thread = threading.Thread(target=self._run, daemon=True)
+    self._thread.start()
 
   def _write_all(self):
-    temporary = self._path.with_suffix(".tmp")
-    temporary.write_text("".join(line + "\n" for line in self._lines))
-    temporary.replace(self._path)
+    text = b"".join(line + b"\n" for line in self._lines)
+    paths.write_file(self._path, text)
 
   def write(self, row):
-    """Writes one row.
+    """Hands a row to the thread that writes; returns at once.
 
     Args:
       row: dict with some of the keys `fields`; what is missing or not finite
         becomes null.
     """
     row = {field: _json_number(row.get(field)) for field in self._fields}
-    self._lines.append(json.dumps(row))
-    if self._is_local:
-      with open(self._path, "a") as f:
-        f.write(self._lines[-1] + "\n")
-    else:
-      self._write_all()  # an object store cannot append
+    self._rows.put(row)
+
+  def close(self):
+    """Waits until all rows are written, or for `GIVE_UP_SECONDS`."""
+    self._closing.set()
+    self._rows.put(None)
+    self._thread.join(GIVE_UP_SECONDS)
+    if self._thread.is_alive():
+      print(f"{self._path} lacks the last rows: {self._problem}")
+
+  def _run(self):
+    """Writes rows as they come, all that came meanwhile at once."""
+    waiting, is_closed = [], False
+    while waiting or not is_closed:
+      for row in self._take(is_blocking=not waiting):
+        is_closed |= row is None
+        waiting += [] if row is None else [row]
+      waiting = self._try_to_write(waiting)
+      if waiting:
+        time.sleep(RETRY_SECONDS)
+      elif not self._is_local:
+        # An object store takes no more than one write of an object a second.
+        self._closing.wait(PAUSE_SECONDS)
+    if self._events:
+      self._events.close()
+
+  def _take(self, is_blocking):
+    """Returns the rows that are there, or waits for one; None is the end."""
+    rows = [self._rows.get()] if is_blocking else []
+    while not self._rows.empty():
+      rows.append(self._rows.get())
+    return rows
+
+  def _try_to_write(self, rows):
+    """Writes rows; returns those that are still to be written."""
+    if not rows:
+      return []
+    added = [json.dumps(row).encode() for row in rows]
+    try:
+      if self._is_local:
+        self._append(added)
+        self._lines += added
+      else:
+        self._lines += added
+        self._write_all()  # an object store cannot append
+    except Exception as e:  # storage clients raise what they like
+      if not self._is_local:
+        del self._lines[-len(added) :]
+      self._tell(e)
+      return rows
+    self._problem = None
+    for row in rows:
+      self._add_scalars(row)
+    return []
+
+  def _append(self, lines):
+    """Appends lines; after a write that failed the file is as before."""
+    with open(self._path, "ab") as f:
+      size = f.tell()
+      try:
+        f.write(b"".join(line + b"\n" for line in lines))
+        f.flush()
+      except OSError:
+        os.truncate(self._path, size)
+        raise
+
+  def _add_scalars(self, row):
     for field, value in row.items():
       if self._events and isinstance(value, float):
         self._events.add_scalar(f"{row['split']}/{field}", value, row["step"])
 
-  def close(self):
-    """Flushes the event files."""
-    if self._events:
-      self._events.close()
+  def _tell(self, error):
+    """Says once what keeps rows from being written."""
+    problem = " ".join(str(error).split())[:200]
+    if self._problem is None:
+      print(f"{self._path} can't be written for now: {problem}", flush=True)
+    self._problem = problem
 
 
 def _json_number(value):

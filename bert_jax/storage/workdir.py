@@ -10,27 +10,28 @@ import json
 import os
 
 import ml_collections
-from etils import epath
 
-from bert_jax.config import CHANGEABLE, differing_keys
+from bert_jax.config import CHANGEABLE, default_config, differing_keys
 from bert_jax.errors import UserError
+from bert_jax.storage import files, paths
+from bert_jax.storage.access import check_bucket
 
-
-def is_remote(path):
-  """Tells whether a path is an address, such as gs://, and not on a disk."""
-  return "://" in os.fspath(path)
+CONFIG_FILE = "config.json"
 
 
 def corpus_dir(config, workdir):
   """Returns the `epath.Path` of the prepared corpus of a run."""
   if config.corpus.dir:
-    return epath.Path(config.corpus.dir).expanduser()
-  return epath.Path(workdir) / "corpus"
+    return paths.as_path(config.corpus.dir)
+  return paths.as_path(workdir) / "corpus"
 
 
 @contextlib.contextmanager
 def file_lock(path, wait=True):
   """Holds a lock for one process; it ends with the process.
+
+  Unlike that of the library filelock, it says which process holds it and
+  leaves no file behind.
 
   Args:
     path: local path of a file that is there while the lock is held. Its folder
@@ -39,6 +40,7 @@ def file_lock(path, wait=True):
 
   Raises:
     BlockingIOError: another process holds it; the message is its id.
+    UserError: `path` is a folder.
   """
   is_new = not path.parent.exists()
   with _locked_file(path, wait) as f:
@@ -57,6 +59,8 @@ def _locked_file(path, wait):
   """Opens and locks a file that nobody has deleted meanwhile."""
   while True:
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+      raise UserError(f"{path} is a folder; expected a lock file (delete it)")
     f = open(path, "a+")  # noqa: SIM115 (the caller closes it)
     try:
       fcntl.flock(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -80,9 +84,10 @@ def run_lock(workdir):
     workdir: `epath.Path`; on gs:// there is no lock to take.
 
   Raises:
-    UserError: another process holds it.
+    UserError: another process holds it, or its bucket can't be used.
   """
-  if is_remote(workdir):
+  if paths.is_remote(workdir):
+    check_bucket(workdir)
     yield
     return
   try:
@@ -95,21 +100,24 @@ def run_lock(workdir):
     ) from None
 
 
-def check_config(config, workdir, changeable=CHANGEABLE):
+def check_config(
+  config, workdir, changeable=CHANGEABLE, default_config=default_config
+):
   """Checks that a run may go on in its workdir with these settings.
 
   Args:
     config: the settings asked for.
     workdir: `epath.Path`; one without a run fits every setting.
     changeable: keys and sections that may differ.
+    default_config: function that returns the settings with their defaults.
 
   Raises:
     UserError: the workdir was begun with other settings; names each.
   """
-  path = workdir / "config.json"
-  if not path.exists():
+  if not (workdir / CONFIG_FILE).exists():
     return
-  differing = differing_keys(config, json.loads(path.read_text()), changeable)
+  saved = load_config(workdir, default_config)
+  differing = differing_keys(config, saved, changeable)
   if differing:
     changes = "; ".join(
       f"{key} was {old!r}, now {new!r}" for key, old, new in differing
@@ -122,22 +130,36 @@ def check_config(config, workdir, changeable=CHANGEABLE):
 
 def save_config(config, workdir):
   """Keeps the settings of a run in its workdir."""
-  workdir.mkdir(parents=True, exist_ok=True)
-  temporary = workdir / "config.tmp"
-  temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-  temporary.replace(workdir / "config.json")
+  text = json.dumps(config.to_dict(), indent=2) + "\n"
+  paths.write_file(workdir / CONFIG_FILE, text)
 
 
-def load_config(workdir):
+def load_config(workdir, default_config=default_config):
   """Returns the settings a workdir was begun with, as a ConfigDict.
 
+  Args:
+    workdir: a run's folder.
+    default_config: function that returns the settings with their defaults;
+      a setting that did not exist when the run was begun has its default.
+
   Raises:
-    UserError: there is no run in `workdir`.
+    UserError: there is no run in `workdir`, its settings are damaged, or its
+      bucket can't be used.
   """
-  path = epath.Path(workdir) / "config.json"
+  path = paths.as_path(workdir) / CONFIG_FILE
+  check_bucket(path)
   if not path.exists():
     raise UserError(
       f"{workdir} holds no run (no config.json); expected a --workdir of "
       "bert_jax.train"
     )
-  return ml_collections.ConfigDict(json.loads(path.read_text()))
+  remedy = "write the settings that the run was begun with into it"
+  config = default_config()
+  saved = files.load_json(path, remedy)
+  try:
+    with config.unlocked():
+      config.update(ml_collections.ConfigDict(saved))
+  except (TypeError, ValueError, AttributeError) as e:
+    reason = " ".join(str(e).split())
+    raise UserError(f"{path} is damaged: {reason} ({remedy})") from None
+  return config

@@ -6,9 +6,10 @@ step, so that nothing waits for a compiler, or fails in it, hours later.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import datetime
-import signal
+import itertools
 import time
 from collections.abc import Callable
 
@@ -17,11 +18,13 @@ import ml_collections
 import tqdm
 
 from bert_jax.distributed.hosts import Hosts
+from bert_jax.distributed.stopping import make_stopping
 from bert_jax.errors import UserError
 from bert_jax.hlo import memory
 from bert_jax.sharding import compiler_options, partitioning
 from bert_jax.sharding import rows as rows_lib
-from bert_jax.training import flops
+from bert_jax.training import flops, signals, step_means
+from bert_jax.training.intervals import Intervals
 from bert_jax.training.step_clock import StepClock
 
 # Updates skipped in a row, for a loss or gradient that is not finite, before
@@ -37,10 +40,11 @@ class Stage:
     name: such as "phase1".
     end: the step with which it ends, counted over all stages.
     batch_size: sequences a step, over all devices.
-    max_seq_length: slots a sequence.
-    flops_per_step: model FLOPs, over all devices.
+    max_seq_length: slots a sequence; the mean where batches differ.
+    flops_per_step: model FLOPs, over all devices; the mean likewise.
     train_step: jitted (state, batch) -> (state, metrics); see `step.py`.
-    abstract_batch: dict of `ShapeDtypeStruct` with shardings.
+    abstract_batches: list of dicts of `ShapeDtypeStruct` with shardings: the
+      shapes that a batch may have, the largest first.
     iterate_batches: function of the steps done so far to an iterator over the
       rows that this process feeds, dicts of numpy arrays, to the stage's end.
     evaluate: function of params to a dict of floats.
@@ -52,7 +56,7 @@ class Stage:
   max_seq_length: int
   flops_per_step: float
   train_step: Callable
-  abstract_batch: dict
+  abstract_batches: list
   iterate_batches: Callable
   evaluate: Callable
 
@@ -64,21 +68,29 @@ class Loop:
   Attributes:
     config: the run's settings.
     mesh: `jax.sharding.Mesh`.
-    writer: `MetricWriter`.
+    writer: `MetricWriter`, or None where rows go nowhere.
     save: function (state, held-out row of this step or None) that begins to
       write a checkpoint.
+    save_figures: function (step, held-out row) that adds the row to the
+      checkpoint of a step saved without.
     summary: function of a row of metrics to a short text.
     hosts: `Hosts`; this process alone by default.
     started: `time.monotonic()` when the run was started; now by default.
+    is_evaluated: whether the state that the run begins with has been evaluated
+      if it had to be. A signal leaves no time for it.
+    signal_times: list, gets `time.monotonic()` of the signal that stops a run.
   """
 
   config: ml_collections.ConfigDict
   mesh: jax.sharding.Mesh
   writer: object
   save: Callable
+  save_figures: Callable
   summary: Callable
   hosts: Hosts = dataclasses.field(default_factory=Hosts)
   started: float = dataclasses.field(default_factory=time.monotonic)
+  is_evaluated: bool = True
+  signal_times: list = dataclasses.field(default_factory=list)
 
 
 def train(loop, stages, state):
@@ -96,24 +108,36 @@ def train(loop, stages, state):
     UserError: the loss is not finite any more.
   """
   step = int(state.step)
+  if not loop.is_evaluated:
+    _catch_up_on_evaluation(loop, stages, state)
   stages = [stage for stage in stages if step < stage.end]
+  if not stages:
+    return state, None
   started = time.monotonic()
   programs = compile_stages(stages, state)
   names = " and ".join(stage.name for stage in stages)
   print(f"train: compiled {names} in {time.monotonic() - started:.1f} s")
-  for stage, program in zip(stages, programs, strict=True):
-    print(_figures(stage, program, state))
+  for stage, of_stage in zip(stages, programs, strict=True):
+    print(_figures(stage, of_stage[0], state))
   # Those that are done first must not give up on the others, as the CPU's
   # collectives do after half a minute.
   loop.hosts.gather(None)
-  caught = _catch_signals()
-  stopping = loop.hosts.make_stopping(caught, step)
-  for stage, program in zip(stages, programs, strict=True):
-    state, stopped = _train_stage(
-      loop, stage, program, stages[-1].end, state, stopping
-    )
-    if stopped:
-      return state, caught[0]
+  with contextlib.ExitStack() as stack:
+    if loop.hosts.is_alone:
+      stack.enter_context(signals.handlers_restored())
+    stopping = make_stopping(loop.hosts)
+    if loop.hosts.is_alone:
+      signals.note_times(loop.signal_times)
+    for stage, of_stage in zip(stages, programs, strict=True):
+      train_step = _choose_by_shape(stage, of_stage)
+      state, stopped_by = _train_stage(
+        loop, stage, train_step, stages[-1].end, state, stopping
+      )
+      if stopped_by:
+        return state, stopped_by
+    # It may have come during the last evaluation or save.
+    if loop.hosts.is_alone:
+      return state, stopping(stages[-1].end)
   return state, None
 
 
@@ -125,14 +149,34 @@ def compile_stages(stages, state):
     state: `TrainState` of arrays, or of shapes with shardings.
 
   Returns:
-    list of compiled programs, each (state, batch) -> (state, metrics).
+    a list for each stage: compiled programs, each (state, batch) -> (state,
+    metrics), one for each of its `abstract_batches`.
   """
   # Tracing is Python and takes turns; compiling is not and does not.
   lowered = [
-    stage.train_step.lower(state, stage.abstract_batch) for stage in stages
+    stage.train_step.lower(state, batch)
+    for stage in stages
+    for batch in stage.abstract_batches
   ]
-  with concurrent.futures.ThreadPoolExecutor(len(stages)) as threads:
-    return list(threads.map(compiler_options.compile_step, lowered))
+  with concurrent.futures.ThreadPoolExecutor(len(lowered)) as threads:
+    programs = iter(list(threads.map(compiler_options.compile_step, lowered)))
+  return [
+    list(itertools.islice(programs, len(stage.abstract_batches)))
+    for stage in stages
+  ]
+
+
+def _choose_by_shape(stage, programs):
+  """Returns the train step that runs the program of its batch's shapes."""
+  by_shape = {
+    _shapes(batch): program
+    for batch, program in zip(stage.abstract_batches, programs, strict=True)
+  }
+  return lambda state, batch: by_shape[_shapes(batch)](state, batch)
+
+
+def _shapes(batch):
+  return tuple((name, batch[name].shape) for name in sorted(batch))
 
 
 def _figures(stage, program, state):
@@ -142,7 +186,7 @@ def _figures(stage, program, state):
   )
   made = memory.count_made_bytes(program, jax.default_backend())
   line = (
-    f"{stage.name}: {stage.batch_size:,} x {stage.max_seq_length}, "
+    f"{stage.name}: {stage.batch_size:,} x {stage.max_seq_length:.4g}, "
     f"{stage.flops_per_step / 1e12:.4g} model TFLOPs a step; GB a device: "
     f"parameters {params_bytes / 1e9:.3f}, optimizer {opt_bytes / 1e9:.3f}, "
     f"activations and temporaries {made / 1e9:.3f}"
@@ -159,40 +203,25 @@ def _peak_flops():
   return peak and peak * jax.device_count()
 
 
-def _catch_signals():
-  """Returns a list that a SIGTERM or SIGINT will put its number in.
-
-  The loop looks at it between steps; a second signal ends the process.
-  """
-  caught = []
-
-  def note(number, frame):
-    del frame
-    caught.append(number)
-    signal.signal(number, signal.SIG_DFL)
-
-  for number in (signal.SIGTERM, signal.SIGINT):
-    signal.signal(number, note)
-  return caught
-
-
 def _train_stage(loop, stage, train_step, num_steps, state, stopping):
   """Trains one stage from where the state is.
 
   Args:
     loop: `Loop`.
     stage: `Stage`.
-    train_step: its compiled program.
+    train_step: function (state, batch) -> (state, metrics), compiled.
     num_steps: steps of all stages.
     state: `TrainState`, its step within the stage.
-    stopping: function of the step to whether the stage ends early with it.
+    stopping: see `stopping.make_stopping`.
 
   Returns:
-    (`TrainState` at the end, whether it ended early).
+    (`TrainState` at the end, number of the signal that ended it or None).
   """
-  config, first = loop.config, int(state.step)
+  first = int(state.step)
   batches = stage.iterate_batches(first)
   clock = _create_clock(stage)
+  intervals = Intervals(loop.config, loop.hosts, first, clock)
+  means = None
   with tqdm.tqdm(
     desc=stage.name, total=num_steps, initial=first, unit="step", disable=None
   ) as bar:
@@ -200,38 +229,75 @@ def _train_stage(loop, stage, train_step, num_steps, state, stopping):
       state, step_metrics = take_step(
         train_step, state, batches, loop.mesh, clock
       )
+      means = step_means.add_step(means, step_metrics)
       if step == first + 1:
         seconds = time.monotonic() - loop.started
         bar.write(f"{stage.name}: first step done {seconds:.1f} s after start")
       bar.update()
+      intervals.count_step(step, step_metrics)
       # Looked at once a step: whatever ends the loop also saves.
-      stopped = stopping(step)
-      last = step == stage.end or stopped
-      if last or step % config.log.every_steps == 0:
-        row = _train_row(step, stage.name, step_metrics, clock)
-        loop.writer.write(row)
+      stopped_by = stopping(step)
+      if stopped_by and not loop.signal_times:  # another host got the signal
+        loop.signal_times.append(time.monotonic())
+      # A preempted host has seconds left, which belong to the checkpoint.
+      evaluates = not stopped_by and _is_evaluated(loop.config, stage, step)
+      # What was measured is also saved: it may be the best.
+      saves = stopped_by or evaluates or intervals.save_is_due(step)
+      # A checkpoint ends a row, so that a run which goes on from it has the
+      # same rows.
+      if saves or intervals.row_is_due(step):
+        row = _train_row(step, stage.name, means, step_metrics, clock)
+        means = None
+        _write(loop, row)
+        intervals.note_row(step)
         _show(bar, row, loop.summary, num_steps, clock)
       evaluated = None
-      if step == stage.end or step % config.eval.every_steps == 0:
+      if evaluates:
         with clock.paused():
-          evaluated = {"step": step, "split": "eval", "phase": stage.name}
-          evaluated |= stage.evaluate(state.params)
-          loop.writer.write(evaluated)
+          evaluated = _evaluate(loop, stage, step, state)
           _show(bar, evaluated, loop.summary, num_steps, clock)
-      # What was measured is also saved: it may be the best.
-      if last or evaluated or step % config.checkpoint.every_steps == 0:
+      if saves:
         with clock.paused():
           loop.save(state, evaluated)
-      if stopped:
+        intervals.note_save(step)
+      if stopped_by:
         break
-  return state, stopped
+  return state, stopped_by
+
+
+def _is_evaluated(config, stage, step):
+  """Tells whether a step of a stage is followed by an evaluation."""
+  return step == stage.end or step % config.eval.every_steps == 0
+
+
+def _evaluate(loop, stage, step, state):
+  """Evaluates a state and returns the row."""
+  row = {"step": step, "split": "eval", "phase": stage.name}
+  row |= stage.evaluate(state.params)
+  _write(loop, row)
+  return row
+
+
+def _write(loop, row):
+  if loop.writer:
+    loop.writer.write(row)
+
+
+def _catch_up_on_evaluation(loop, stages, state):
+  """Makes the evaluation that a signal left out when the state was saved."""
+  step = int(state.step)
+  stage = next(stage for stage in stages if step <= stage.end)
+  if step and _is_evaluated(loop.config, stage, step):
+    row = _evaluate(loop, stage, step, state)
+    loop.save_figures(step, row)
+    print(f"step {step:,} held out: {loop.summary(row)}")
 
 
 def take_step(train_step, state, batches, mesh, clock):
   """Fetches a batch and trains on it.
 
   Args:
-    train_step: compiled program of a stage.
+    train_step: function (state, batch) -> (state, metrics), compiled.
     state: `TrainState`; it is donated.
     batches: iterator of this process' rows.
     mesh: `jax.sharding.Mesh`.
@@ -258,16 +324,30 @@ def _create_clock(stage):
   )
 
 
-def _train_row(step, name, step_metrics, clock):
-  """Fetches a step's metrics and adds the speed since the last row."""
-  values = {k: float(v) for k, v in jax.device_get(step_metrics).items()}
-  skipped = int(values.pop("skipped_steps"))
+def _train_row(step, name, means, step_metrics, clock):
+  """Fetches the means since the last row and adds the speed.
+
+  Args:
+    step: int.
+    name: of the stage.
+    means: see `step_means.add_step`.
+    step_metrics: of the step itself; the learning rate is reported as it is.
+    clock: `StepClock`.
+
+  Returns:
+    dict, the row.
+  """
+  values = step_means.fetch_means(means)
+  last = jax.device_get(step_metrics)
+  skipped = int(last["skipped_steps"])
   if skipped >= MAX_SKIPPED_STEPS:
     raise UserError(
       f"the loss or gradient was not finite in {skipped} steps in a row up to "
       f"step {step}; the last checkpoint is from before (lower "
       "--config.optimizer.learning_rate, or raise warmup_steps)"
     )
+  del values["skipped_steps"]
+  values["learning_rate"] = float(last["learning_rate"])
   row = {"step": step, "split": "train", "phase": name} | values
   return row | clock.rates(values.get("fill"))
 

@@ -35,12 +35,14 @@ class Objective:
     sums: function (params, inputs, dropout key or None) -> dict of (sum,
       weight): the losses, and whatever else is reported.
     dtype: of the layers' arithmetic.
+    head_size: of attention's heads.
   """
 
   make_inputs: Callable
   loss_weights: Callable
   sums: Callable
   dtype: str
+  head_size: int
 
 
 def make_train_step(config, objective, optimizer, schedule, mesh, state):
@@ -59,7 +61,7 @@ def make_train_step(config, objective, optimizer, schedule, mesh, state):
     holds the rows, `metrics` is a dict of float32 scalars.
   """
   weights_of, share_gradients = collectives.make_gather_and_scatter(
-    mesh, state.params, objective.dtype
+    mesh, state.params, objective.dtype, objective.head_size
   )
   global_norm = collectives.make_global_norm(mesh, state.params)
 
@@ -104,12 +106,20 @@ def make_eval_step(objective, mesh, params):
 
   Returns:
     Function (params, batch, number of the batch) -> dict of (sum, weight).
-    The masks depend on the number of the batch alone.
+    The masks of an example depend on its place among all held-out examples,
+    and not on the size of the batches.
   """
 
+  def make_inputs(index, example):
+    key = jax.random.fold_in(jax.random.key(EVAL_SEED), index)
+    batch = jax.tree.map(lambda x: x[None], example)
+    return jax.tree.map(lambda x: x[0], objective.make_inputs(key, batch))
+
   def eval_step(params, batch, number):
-    key = jax.random.fold_in(jax.random.key(EVAL_SEED), number)
-    return objective.sums(params, objective.make_inputs(key, batch), None)
+    batch_size = len(jax.tree.leaves(batch)[0])
+    indices = number * batch_size + jnp.arange(batch_size)
+    inputs = jax.vmap(make_inputs)(indices, batch)
+    return objective.sums(params, inputs, None)
 
   return jax.jit(
     mesh_lib.traced_on(mesh, eval_step),
@@ -127,7 +137,9 @@ def _accumulate_gradients(
   """Sums the gradients of all micro-batches of a batch.
 
   The weights of the losses are those of the whole batch, so that the sum is
-  the gradient of the whole batch and no mean of means.
+  the gradient of the whole batch and no mean of means. It is added up in
+  float32 and rounded once to the dtype of `params`: in bfloat16 the sum of
+  1,024 equal gradients stops growing at 256 of them.
 
   Returns:
     (gradients, dict of (sum, weight)).
@@ -154,7 +166,7 @@ def _accumulate_gradients(
   xs = jax.tree.map(micro_batches, inputs), keys
   one = functools.partial(jax.tree.map, lambda x: x[0])
   shapes = jax.eval_shape(gradients, params, *one(xs))
-  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), shapes)
   total, _ = jax.lax.scan(
     lambda total, x: (
       jax.tree.map(jnp.add, total, gradients(params, *x)),
@@ -163,7 +175,7 @@ def _accumulate_gradients(
     zeros,
     xs,
   )
-  return total
+  return jax.tree.map(lambda x, shape: x.astype(shape.dtype), total, shapes)
 
 
 def _apply_if_finite(optimizer, state, grads, metrics):
@@ -173,10 +185,22 @@ def _apply_if_finite(optimizer, state, grads, metrics):
     grads, state.opt_state, state.params, grad_norm=metrics["grad_norm"]
   )
   params = optax.apply_updates(state.params, updates)
-  keep = functools.partial(jax.tree.map, functools.partial(jnp.where, finite))
+  keep = functools.partial(jnp.where, finite)
   return state.replace(
     step=state.step + 1,
-    params=keep(params, state.params),
-    opt_state=keep(opt_state, state.opt_state),
+    params=jax.tree.map(keep, params, state.params),
+    opt_state=jax.tree.map(
+      # The schedule follows the step, whether that updates or not.
+      lambda new, old: (
+        new if _is_schedule(new) else jax.tree.map(keep, new, old)
+      ),
+      opt_state,
+      state.opt_state,
+      is_leaf=_is_schedule,
+    ),
     skipped_steps=jnp.where(finite, 0, state.skipped_steps + 1),
   )
+
+
+def _is_schedule(node):
+  return isinstance(node, optax.ScaleByScheduleState)

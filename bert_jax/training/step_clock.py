@@ -26,6 +26,7 @@ class StepClock:
     self._flops_per_step = flops_per_step
     self._peak_flops = peak_flops
     self._outputs = None
+    self._all_paused_seconds = 0.0
     self.seconds_per_step = 0.0
     self._reset()
 
@@ -34,6 +35,11 @@ class StepClock:
     self._steps = 0
     self._waited_seconds = 0.0
     self._paused_seconds = 0.0
+
+  @property
+  def active_seconds(self):
+    """A time that stands still in pauses; only differences mean something."""
+    return time.monotonic() - self._all_paused_seconds
 
   def count_step(self, outputs):
     """Counts a step that was dispatched; waits for the first one.
@@ -72,10 +78,13 @@ class StepClock:
 
   @contextlib.contextmanager
   def paused(self):
-    """Leaves out what is done inside."""
+    """Leaves out what is done inside, after the steps under way have ended."""
+    jax.block_until_ready(self._outputs)
     started = time.monotonic()
     yield
-    self._paused_seconds += time.monotonic() - started
+    seconds = time.monotonic() - started
+    self._paused_seconds += seconds
+    self._all_paused_seconds += seconds
 
   def rates(self, fill):
     """Reports the speed since the last report, and begins anew.

@@ -12,11 +12,11 @@ import re
 import flax.traverse_util
 import numpy as np
 import safetensors.numpy
-from etils import epath
 
 from bert_jax.data.tokenization import create_tokenizer
 from bert_jax.errors import UserError
 from bert_jax.model.bert_config import BertConfig
+from bert_jax.storage import paths
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -61,7 +61,7 @@ SHARED_FIELDS = tuple(
   if field.name not in _OWN_FIELDS
 )
 
-# What an export may hold besides: see `save_pretrained`'s `extras`.
+# What an export of a run may hold besides.
 EXTRA_FILES = ("curve.png", "metrics.jsonl", "optimizer.safetensors")
 _ADDED_TOKEN_KEYS = (
   *("content", "single_word", "lstrip", "rstrip", "normalized", "special"),
@@ -114,7 +114,7 @@ def save_pretrained(
   strip_accents=None,
   added_tokens=(),
   settings=None,
-  extras=None,
+  extra_files=None,
 ):
   """Writes a folder that `from_pretrained` of transformers loads.
 
@@ -133,7 +133,8 @@ def save_pretrained(
       only.
     added_tokens: `tokenizers.AddedToken`s that it finds in text.
     settings: dict of what config.json says besides, such as id2label.
-    extras: dict of file name, one of `EXTRA_FILES`, to bytes.
+    extra_files: dict of name, such as "1_Pooling/config.json", to its content:
+      bytes, or an object that the file holds as JSON.
 
   Raises:
     UserError: the vocabulary and the model differ in size, or `output_dir`
@@ -147,6 +148,7 @@ def save_pretrained(
   tensors = to_hf(params, config, heads)
   tokenizer = create_tokenizer(vocab, lowercase, strip_accents)
   tokenizer.add_tokens(list(added_tokens))
+  tokenizer.enable_truncation(max_length)
   files = {
     CONFIG_FILE: _to_json(_hf_config(config, heads, vocab) | (settings or {})),
     "vocab.txt": "".join(token + "\n" for token in vocab),
@@ -157,24 +159,15 @@ def save_pretrained(
     "special_tokens_map.json": _to_json(_SPECIAL_TOKENS_MAP),
     "README.md": model_card,
   }
-  output_dir = epath.Path(output_dir)
-  extras = extras or {}
-  check_replaceable(output_dir, {*files, *EXTRA_FILES, WEIGHTS_FILE})
-
-  unfinished = output_dir.parent / f"{output_dir.name}.unfinished"
-  if unfinished.exists():
-    unfinished.rmtree()
-  unfinished.mkdir(parents=True)
-  for name, text in files.items():
-    (unfinished / name).write_text(text, encoding="utf-8")
-  for name, data in extras.items():
-    (unfinished / name).write_bytes(data)
-  (unfinished / WEIGHTS_FILE).write_bytes(
-    safetensors.numpy.save(tensors, metadata={"format": "pt"})
-  )
-  if output_dir.exists():
-    output_dir.rmtree()
-  unfinished.rename(output_dir)
+  for name, value in (extra_files or {}).items():
+    files[name] = value if isinstance(value, bytes) else _to_json(value)
+  output_dir = paths.as_path(output_dir)
+  names = {name.split("/")[0] for name in files}
+  check_replaceable(output_dir, {*names, *EXTRA_FILES, WEIGHTS_FILE})
+  files[WEIGHTS_FILE] = safetensors.numpy.save(tensors, {"format": "pt"})
+  with paths.replaced_folder(output_dir, CONFIG_FILE) as folder:
+    for name, content in files.items():
+      paths.write_file(folder / name, content)
 
 
 def flatten(params):

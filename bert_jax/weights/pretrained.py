@@ -17,21 +17,26 @@ import dataclasses
 import flax.traverse_util
 import jax
 import numpy as np
-from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bert_jax.data.tokenization import create_tokenizer
 from bert_jax.data.vocabulary import load_vocabulary
 from bert_jax.errors import UserError
-from bert_jax.model.bert import BertConfig, create_bert_config, create_params
+from bert_jax.model.bert import (
+  BertConfig,
+  count_params,
+  create_bert_config,
+  create_params,
+)
 from bert_jax.sharding import partitioning
-from bert_jax.storage import checkpoints
+from bert_jax.storage import checkpoints, paths
 from bert_jax.storage import workdir as workdir_lib
+from bert_jax.storage.access import one_line_errors
 from bert_jax.weights import hf, hf_folder, hf_import, tf_checkpoint
 from bert_jax.weights.folder_files import get, load_json
 from bert_jax.weights.hf_config import load_bert_config
 from bert_jax.weights.hf_tokenizer import load_tokenization
-from bert_jax.weights.sentence_folder import load_modules
+from bert_jax.weights.sentence_folder import SentenceModules, load_modules
 
 # Where a workdir of fine-tuning has its best model, a Hugging Face folder.
 MODEL_DIR = "model"
@@ -55,9 +60,8 @@ class Pretrained:
       only.
     added_tokens: tuple of `tokenizers.AddedToken`, tokens of the vocabulary
       that are found in text as they stand.
-    pooling: "mean" or "cls", how a sentence-transformers folder makes a vector
-      of a text, or None.
-    normalizes: whether such a folder divides vectors by their length.
+    modules: `SentenceModules`, how a sentence-transformers folder makes a
+      vector of a text, or None.
     unused: names of the tensors that were passed over, as the source spells
       them.
     notes: lines on what was guessed, for the user.
@@ -71,8 +75,7 @@ class Pretrained:
   max_length: int
   strip_accents: bool | None = None
   added_tokens: tuple = ()
-  pooling: str | None = None
-  normalizes: bool = False
+  modules: SentenceModules | None = None
   unused: tuple[str, ...] = ()
   notes: tuple[str, ...] = ()
 
@@ -115,9 +118,10 @@ def load_init(source, step=None):
     UserError: nothing of the kind is there, it is broken, or it is no BERT.
   """
   path = _check_name(source)
-  if (path / MODEL_DIR / hf.CONFIG_FILE).exists():
-    path = path / MODEL_DIR
-  is_workdir = (path / "checkpoints").is_dir()
+  with one_line_errors(path):
+    if (path / MODEL_DIR / hf.CONFIG_FILE).exists():
+      path = path / MODEL_DIR
+    is_workdir = (path / "checkpoints").is_dir()
   if step is not None and not is_workdir:
     raise UserError(
       f"--step={step} was given for {source}; expected it with a workdir only"
@@ -143,7 +147,7 @@ def _check_name(source):
   """Returns the path of a source; raises UserError if nothing can print it."""
   try:
     str(source).encode()
-    path = epath.Path(source)
+    path = paths.as_path(source)
     path.exists()
   except UnicodeEncodeError:
     raise UserError(
@@ -162,8 +166,7 @@ def _with_modules(found, modules):
   return dataclasses.replace(
     found,
     max_length=min(found.max_length, modules.max_length or found.max_length),
-    pooling=modules.pooling,
-    normalizes=modules.normalizes,
+    modules=modules,
     notes=(*found.notes, *modules.notes),
   )
 
@@ -213,7 +216,7 @@ def print_report(pretrained, fresh):
   leaves = jax.tree.leaves(pretrained.params)
   print(
     f"init: {pretrained.source}: {len(leaves)} tensors, "
-    f"{_count_parameters(pretrained):,} parameters; "
+    f"{count_params(pretrained.params, config):,} parameters; "
     f"{config.num_hidden_layers} layers of {config.hidden_size}, "
     f"{config.vocab_size:,} tokens, "
     f"{'lower-cased' if pretrained.lowercase else 'cased'}"
@@ -226,17 +229,6 @@ def print_report(pretrained, fresh):
       print(f"init: {label} {_group(names)}")
   for note in pretrained.notes:
     print(f"init: {note}")
-
-
-def _count_parameters(pretrained):
-  """Returns the numbers of a model, without the padding of its vocabulary."""
-  config = pretrained.bert_config
-  flat = flax.traverse_util.flatten_dict(pretrained.params, sep="/")
-  padded = ("bert/embeddings/word_embeddings", "cls/predictions/bias")
-  return sum(
-    leaf[: config.vocab_size].size if path in padded else leaf.size
-    for path, leaf in flat.items()
-  )
 
 
 def _group(names):
@@ -262,6 +254,8 @@ def load_run_params(workdir, bert_config, step=None):
   Raises:
     UserError: no such checkpoint.
   """
+  # Here: orbax takes a second to import, and most folders need none.
+
   # Whole on every device, so that every process can read it.
   whole = NamedSharding(Mesh(jax.devices(), "all"), PartitionSpec())
   shapes = jax.eval_shape(lambda: create_params(bert_config, jax.random.key(0)))
@@ -286,6 +280,7 @@ def _load_workdir(workdir, step):
     vocab=vocab,
     lowercase=config.corpus.lowercase,
     max_length=bert_config.max_position_embeddings,
+    strip_accents=config.corpus.get("strip_accents"),
     notes=(f"checkpoint {step:,}",),
   )
 

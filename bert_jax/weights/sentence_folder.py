@@ -4,11 +4,11 @@ import dataclasses
 
 from bert_jax.data.json_text import shorten
 from bert_jax.errors import UserError
+from bert_jax.model.pooling import POOLINGS
 from bert_jax.weights.folder_files import get, load_json, load_json_if_any
 
 MODULES_FILE = "modules.json"
-# What a vector can be made by; more is told and left out.
-_POOLINGS = ("mean", "cls")
+# More is told and left out.
 _KNOWN_MODULES = ("Transformer", "Pooling", "Normalize")
 # How folders of earlier versions spell the pooling.
 _OLD_POOLINGS = {
@@ -23,7 +23,8 @@ class SentenceModules:
 
   Attributes:
     encoder: `epath.Path` of the BERT.
-    pooling: "mean" or "cls", or None where vectors are made in another way.
+    pooling: one of `POOLINGS`, or None where vectors are made in another way.
+    problem: how they are made then; "" elsewhere.
     normalizes: whether vectors are divided by their length.
     max_length: longest sequence in tokens, or None where nothing is said.
     notes: lines on what is left out.
@@ -31,6 +32,7 @@ class SentenceModules:
 
   encoder: object
   pooling: str | None
+  problem: str
   normalizes: bool
   max_length: int | None
   notes: tuple[str, ...]
@@ -61,15 +63,15 @@ def load_modules(folder):
   settings_path = encoder / "sentence_bert_config.json"
   settings = load_json_if_any(settings_path)
   more = [kind for kind in kinds if kind not in _KNOWN_MODULES]
-  pooling = None
   if "Pooling" in kinds and not more:
-    pooling = _load_pooling(modules[kinds.index("Pooling")][1] / "config.json")
+    pooling_path = modules[kinds.index("Pooling")][1] / "config.json"
+    pooling, problem = _load_pooling(pooling_path)
+  else:
+    pooling = None
+    problem = f"{path} makes vectors by {', '.join(kinds[1:]) or 'nothing'}"
   notes = []
-  if pooling is None:
-    notes.append(
-      f"{path} makes vectors by {', '.join(kinds[1:]) or 'nothing'}, which is "
-      "left out: only its BERT is taken"
-    )
+  if problem:
+    notes.append(f"{problem}, which is left out: only its BERT is taken")
   if get(settings, "do_lower_case", bool, False, settings_path):
     notes.append(f"{settings_path} lower-cases text, which is left out")
   max_length = get(settings, "max_seq_length", int, None, settings_path)
@@ -80,6 +82,7 @@ def load_modules(folder):
   return SentenceModules(
     encoder=encoder,
     pooling=pooling,
+    problem=problem,
     normalizes="Normalize" in kinds,
     max_length=max_length,
     notes=tuple(notes),
@@ -100,13 +103,15 @@ def _module(folder, module, path):
 
 
 def _load_pooling(path):
-  """Returns "mean" or "cls", or None for what is neither."""
+  """Returns (one of `POOLINGS` or None, what it is if it is none of them)."""
   values = load_json(path)
-  chosen = [get(values, "pooling_mode", (str, list), None, path)]
-  if chosen == [None]:
-    chosen = [
-      _OLD_POOLINGS.get(key)
-      for key, value in values.items()
-      if key.startswith("pooling_mode_") and value is True
-    ]
-  return chosen[0] if len(chosen) == 1 and chosen[0] in _POOLINGS else None
+  chosen = get(values, "pooling_mode", (str, list), None, path)
+  if chosen is None:
+    flags = [key for key, value in values.items() if value is True]
+    flags = [key for key in flags if key.startswith("pooling_mode_")]
+    chosen = [_OLD_POOLINGS.get(flag, flag) for flag in flags]
+  if isinstance(chosen, list) and all(isinstance(c, str) for c in chosen):
+    chosen = "+".join(chosen)
+  if chosen not in POOLINGS:
+    return None, f"{path} pools by {shorten(chosen)}"
+  return chosen, ""

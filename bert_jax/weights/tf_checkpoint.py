@@ -9,6 +9,7 @@ import re
 
 from bert_jax.data.pipeline import import_tensorflow
 from bert_jax.errors import UserError
+from bert_jax.storage import paths
 from bert_jax.weights import hf
 
 CONFIG_FILE = "bert_config.json"
@@ -51,7 +52,8 @@ def load_tensors(prefix):
     dict of Hugging Face's names to numpy arrays in Hugging Face's layout.
 
   Raises:
-    UserError: TensorFlow is not installed, or the checkpoint is broken.
+    UserError: TensorFlow is not installed, or the checkpoint is broken or not
+      on a disk.
   """
   try:
     tf = import_tensorflow()
@@ -60,6 +62,10 @@ def load_tensors(prefix):
       f"{prefix} is a TensorFlow checkpoint and TensorFlow is not installed; "
       "expected it (pip install tensorflow-cpu)"
     ) from None
+  if paths.is_remote(prefix):
+    raise UserError(
+      f"{prefix} is a TensorFlow checkpoint; expected it on a disk (copy it)"
+    )
   try:
     reader = tf.train.load_checkpoint(str(prefix))
     names = sorted(reader.get_variable_to_shape_map())
@@ -93,7 +99,7 @@ def guess_lowercase(folder, vocab):
   Returns:
     (bool, where the guess is from).
   """
-  match = re.search(r"(un)?cased", folder.absolute().name.lower())
+  match = re.search(r"(un)?cased", paths.absolute(folder).name.lower())
   if match:
     return match[0] == "uncased", f"the folder is named {match[0]}"
   # "[PAD]" and its like have capitals everywhere.

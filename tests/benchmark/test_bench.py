@@ -97,7 +97,9 @@ def test_peers_heads_give_the_same_loss_and_gradients():
 def printed(tmp_path_factory):
   """Runs the command on a tiny model; returns its rows and its lines."""
   path = tmp_path_factory.mktemp("bench") / "tiny.py"
-  path.write_text("from tests.test_bench import _tiny_config as get_config\n")
+  path.write_text(
+    "from tests.benchmark.test_bench import _tiny_config as get_config\n"
+  )
   done = subprocess.run(
     [
       *(sys.executable, "-m", "bert_jax.bench", f"--config={path}"),

@@ -1,5 +1,6 @@
 """The corpus on disk: read back, split, continued after a kill."""
 
+import collections
 import hashlib
 import json
 import random
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 
 from bert_jax.data import corpus as corpus_lib
-from bert_jax.data.encoding import EncodedDocuments, hash_text
+from bert_jax.data.encoding import EncodedDocuments, hash_tokens
 from bert_jax.data.tokenization import SPECIAL_TOKENS
+from bert_jax.data.writing import corpus_writer
 from bert_jax.errors import UserError
 
 SETTINGS = {"source": "made up", "vocab_size": 200}
@@ -40,9 +42,11 @@ def _encode(documents):
     sentence_lengths=np.array([len(s) for s in sentences], np.uint32),
     document_sentences=np.array([len(d) for d in documents], np.uint32),
     hashes=np.array(
-      [hash_text(repr(d).encode()) for d in documents], np.uint64
+      [hash_tokens(repr(d).encode()) for d in documents], np.uint64
     ),
-    num_bytes=10 * len(documents),
+    sources=np.array([len(d) % 2 for d in documents], np.uint16),
+    counts=collections.Counter(num_text_bytes=10 * len(documents)),
+    problems=[],
   )
 
 
@@ -53,13 +57,13 @@ def _write_vocabulary(directory):
 
 def _write(directory, chunks, settings=None):
   """Writes a corpus from where it was left to its end."""
-  writer = corpus_lib.CorpusWriter(directory, settings or SETTINGS)
+  writer = corpus_writer.CorpusWriter(directory, settings or SETTINGS)
   if writer.num_chunks == 0:
     _write_vocabulary(directory)
   for chunk in chunks[writer.num_chunks :]:
     writer.append(_encode(chunk))
-  manifest = writer.finish()
-  corpus_lib.commit(directory, manifest)
+  manifest = writer.finish([])
+  corpus_writer.commit(directory, manifest)
   return corpus_lib.open_corpus(directory)
 
 
@@ -103,7 +107,13 @@ def test_what_is_written_is_read_back(tmp_path):
     "documents.npy",
     "vocab.txt",
     "manifest.json",
+    "verified.json",
   }
+  sources = [len(d) % 2 for d in expected]
+  assert corpus.documents["source"].tolist() == sources
+  # Documents that are left out leave tokens.bin too.
+  assert len(corpus.tokens) == manifest["num_tokens"]
+  assert len(corpus.sentence_starts) == manifest["num_sentences"]
 
 
 def test_how_documents_are_chunked_changes_no_byte(tmp_path):
@@ -120,6 +130,7 @@ def _digest(directory):
   content = [
     path.name.encode() + path.read_bytes()
     for path in sorted(directory.iterdir())
+    if path.name != "verified.json"  # which tells when the files were written
   ]
   return hashlib.sha256(b"\x00".join(content)).hexdigest()
 
@@ -132,7 +143,7 @@ def test_a_killed_writer_goes_on_to_the_same_bytes(tmp_path):
   for number in range(25):
     directory = tmp_path / str(number)
     for _ in range(rng.randint(1, 3)):
-      writer = corpus_lib.CorpusWriter(directory, SETTINGS)
+      writer = corpus_writer.CorpusWriter(directory, SETTINGS)
       if writer.num_chunks == 0:
         _write_vocabulary(directory)
       last = rng.randint(writer.num_chunks, len(chunks))
@@ -144,11 +155,11 @@ def test_a_killed_writer_goes_on_to_the_same_bytes(tmp_path):
         with open(directory / name, "ab") as f:
           f.write(rng.randbytes(rng.choice([0, 1, 1000])))
       if rng.random() < 0.5:
-        (directory / "progress.tmp").write_text('{"num_chu')
+        (directory / "progress.json.unfinished").write_text('{"num_chu')
     if rng.random() < 0.3:
-      writer = corpus_lib.CorpusWriter(directory, SETTINGS)
+      writer = corpus_writer.CorpusWriter(directory, SETTINGS)
       if writer.num_chunks == len(chunks):
-        writer.finish()  # killed before the manifest
+        writer.finish([])  # killed before the manifest
       writer.close()
     _write(directory, chunks)
     assert _digest(directory) == _digest(tmp_path / "whole")
@@ -160,7 +171,7 @@ def test_a_writer_whose_files_were_lost_begins_anew(tmp_path, lost):
   chunks = _chunks(_draw_documents(150))
   _write(tmp_path / "whole", chunks)
   directory = tmp_path / "lost"
-  writer = corpus_lib.CorpusWriter(directory, SETTINGS)
+  writer = corpus_writer.CorpusWriter(directory, SETTINGS)
   _write_vocabulary(directory)
   for chunk in chunks[:9]:
     writer.append(_encode(chunk))
@@ -169,7 +180,7 @@ def test_a_writer_whose_files_were_lost_begins_anew(tmp_path, lost):
     (directory / lost).unlink()
   else:
     (directory / lost).write_bytes((directory / lost).read_bytes()[:-8])
-  writer = corpus_lib.CorpusWriter(directory, SETTINGS)
+  writer = corpus_writer.CorpusWriter(directory, SETTINGS)
   assert writer.num_chunks == 0
   writer.close()
   _write(directory, chunks)
@@ -178,7 +189,7 @@ def test_a_writer_whose_files_were_lost_begins_anew(tmp_path, lost):
 
 def test_other_settings_begin_anew(tmp_path):
   chunks = _chunks(_draw_documents(100))
-  writer = corpus_lib.CorpusWriter(tmp_path, SETTINGS | {"vocab_size": 300})
+  writer = corpus_writer.CorpusWriter(tmp_path, SETTINGS | {"vocab_size": 300})
   _write_vocabulary(tmp_path)
   for chunk in chunks[:5]:
     writer.append(_encode(chunk))
@@ -198,14 +209,64 @@ def test_fingerprints_tell_corpora_apart(tmp_path):
     for i, changed in enumerate((documents, token, boundary))
   }
   directory = tmp_path / "vocabulary"
-  writer = corpus_lib.CorpusWriter(directory, SETTINGS)
+  writer = corpus_writer.CorpusWriter(directory, SETTINGS)
   _write_vocabulary(directory)
   text = (directory / "vocab.txt").read_text()
   (directory / "vocab.txt").write_text(text.replace("t7\n", "seven\n"))
   for chunk in _chunks(documents):
     writer.append(_encode(chunk))
-  found.add(writer.finish()["fingerprint"])
+  found.add(writer.finish([])["fingerprint"])
   assert len(found) == 4
+
+
+@pytest.mark.parametrize(
+  "name", ["tokens.bin", "sentences.bin", "documents.npy", "vocab.txt"]
+)
+def test_a_flipped_bit_is_found_and_named(tmp_path, name):
+  """Whatever was found right before."""
+  _write(tmp_path, _chunks(_draw_documents(50)))
+  path = tmp_path / name
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(content)
+  for _ in range(2):
+    with pytest.raises(UserError, match=f"{name} has the checksum"):
+      corpus_lib.open_corpus(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY", None])
+def test_a_damaged_index_is_a_message(tmp_path, content):
+  _write(tmp_path, _chunks(_draw_documents(50)))
+  path = tmp_path / "documents.npy"
+  path.unlink() if content is None else path.write_bytes(content)
+  with pytest.raises(UserError, match=r"documents\.npy has the checksum"):
+    corpus_lib.open_corpus(tmp_path)
+
+
+@pytest.mark.parametrize(
+  "content", [b"", b'{"settings"', b"[]", b"{}", b"\xff"]
+)
+def test_a_damaged_manifest_is_a_message(tmp_path, content):
+  _write(tmp_path, _chunks(_draw_documents(50)))
+  (tmp_path / "manifest.json").write_bytes(content)
+  with pytest.raises(UserError, match=r"manifest\.json is damaged"):
+    corpus_lib.open_corpus(tmp_path)
+
+
+def test_files_are_read_for_their_checksums_once(tmp_path, monkeypatch):
+  _write(tmp_path, _chunks(_draw_documents(50)))
+  monkeypatch.setattr(corpus_lib, "checksum", None)
+  corpus_lib.open_corpus(tmp_path)
+
+
+def test_a_corpus_of_an_older_format_is_refused(tmp_path):
+  _write(tmp_path, _chunks(_draw_documents(50)))
+  path = tmp_path / "manifest.json"
+  manifest = json.loads(path.read_text())
+  del manifest["version"]
+  path.write_text(json.dumps(manifest))
+  with pytest.raises(UserError, match=r"format 1; expected format 2.*again"):
+    corpus_lib.open_corpus(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["tokens.bin", "sentences.bin"])
@@ -226,7 +287,7 @@ def test_a_file_of_another_size_is_refused(tmp_path, name):
 
 
 def test_a_corpus_that_is_not_there_or_not_finished_is_refused(tmp_path):
-  writer = corpus_lib.CorpusWriter(tmp_path / "begun", SETTINGS)
+  writer = corpus_writer.CorpusWriter(tmp_path / "begun", SETTINGS)
   writer.close()
   for directory in (tmp_path / "nowhere", tmp_path / "begun"):
     with pytest.raises(UserError, match="holds no prepared corpus") as e:
@@ -244,23 +305,76 @@ def test_too_few_documents_are_refused(tmp_path, num_usable):
 
 def test_removing_leaves_what_others_put_there(tmp_path):
   directory = tmp_path / "corpus"
-  writer = corpus_lib.CorpusWriter(directory, SETTINGS)
+  writer = corpus_writer.CorpusWriter(directory, SETTINGS)
   _write_vocabulary(directory)
-  writer.append(_encode(_draw_documents(9)))
   writer.close()
-  (directory / "progress.tmp").write_text("{")
+  (directory / "progress.json.unfinished").write_text("{")
   (directory / "notes").write_text("mine")
-  corpus_lib.remove_unfinished(directory)
+  corpus_writer.remove_empty(directory)
   assert [path.name for path in directory.iterdir()] == ["notes"]
   (directory / "notes").unlink()
-  corpus_lib.remove_unfinished(directory)
+  corpus_writer.remove_empty(directory)
   assert not directory.exists()
+
+
+def test_removing_leaves_chunks_that_are_in(tmp_path):
+  """What one bad row stopped goes on once the row is mended."""
+  writer = corpus_writer.CorpusWriter(tmp_path, SETTINGS)
+  _write_vocabulary(tmp_path)
+  writer.append(_encode(_draw_documents(9)))
+  writer.close()
+  corpus_writer.remove_empty(tmp_path)
+  again = corpus_writer.CorpusWriter(tmp_path, SETTINGS)
+  assert again.num_chunks == 1
+  again.close()
+
+
+@pytest.mark.parametrize("name", ["tokens.bin", "documents.bin"])
+def test_a_writer_does_not_go_on_after_damaged_files(tmp_path, name):
+  """A bit of what was noted in progress.json has changed: begin anew."""
+  chunks = _chunks(_draw_documents(150))
+  _write(tmp_path / "whole", chunks)
+  directory = tmp_path / "damaged"
+  writer = corpus_writer.CorpusWriter(directory, SETTINGS)
+  _write_vocabulary(directory)
+  for chunk in chunks[:9]:
+    writer.append(_encode(chunk))
+  writer.close()
+  content = bytearray((directory / name).read_bytes())
+  content[30] ^= 4
+  (directory / name).write_bytes(content)
+  _write(directory, chunks)
+  assert _digest(directory) == _digest(tmp_path / "whole")
 
 
 def _records(hashes):
   documents = np.zeros(len(hashes), corpus_lib.DOCUMENT)
   documents["hash"] = hashes
+  documents["num_tokens"] = 1 + hashes % np.uint64(97)
   return documents
+
+
+def test_few_long_documents_hold_out_the_shortest():
+  """Two are held out at least; of books, those that cost least."""
+  documents = _records(np.arange(1, 6, dtype=np.uint64) << np.uint64(60))
+  documents["num_tokens"] = [90_000, 40_000, 80_000, 30_000, 70_000]
+  training, held_out = corpus_lib.split_documents(documents, 0.01)
+  assert sorted(held_out["num_tokens"]) == [30_000, 40_000]
+  assert sorted(training["num_tokens"]) == [70_000, 80_000, 90_000]
+
+
+@pytest.mark.parametrize("weight", [1, 3, 0.25, 2.5])
+def test_weights_repeat_the_documents_of_a_source(weight):
+  rng = np.random.default_rng(0)
+  documents = _records(rng.integers(0, 2**64, 10_000, np.uint64))
+  documents["source"] = rng.integers(0, 2, 10_000)
+  weighed = corpus_lib.weigh_documents(documents, [1, weight])
+  sizes = [(documents["source"] == n).sum() for n in (0, 1)]
+  found = [(weighed["source"] == n).sum() for n in (0, 1)]
+  assert found[0] == sizes[0]
+  assert found[1] / sizes[1] == pytest.approx(weight, abs=0.03)
+  _, times = np.unique(weighed["hash"], return_counts=True)
+  assert times.max() == max(1, np.ceil(weight))
 
 
 def test_a_document_stays_on_its_side_when_others_come_and_go():
@@ -288,7 +402,6 @@ def test_each_side_has_two_documents_at_least(eval_fraction, num_documents):
     )
     assert min(len(training), len(held_out)) >= 2
     assert len(training) + len(held_out) == num_documents
-    assert held_out["hash"].max() < training["hash"].min()
 
 
 def test_json_is_replaced_whole(tmp_path):

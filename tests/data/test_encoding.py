@@ -8,7 +8,8 @@ import pytest
 import transformers
 
 from bert_jax.data import encoding
-from bert_jax.data.tokenization import SPECIAL_TOKENS
+from bert_jax.data.encoding import EncodingRules
+from bert_jax.data.tokenization import SPECIAL_TOKENS, WordRules
 
 _ENGLISH = (
   "The quick brown fox doesn't jump over 13 lazy dogs (or 1,234.5 of them).",
@@ -119,38 +120,49 @@ def _fixture_lines():
   return lines
 
 
+def _encoder(vocab, lowercase, one_sentence_per_line, **word_rules):
+  rules = EncodingRules(
+    WordRules(lowercase, **word_rules), one_sentence_per_line
+  )
+  return encoding.Encoder(vocab, rules)
+
+
 def _encode(encoder, document):
   return encoder.encode([document]).tokens.tolist()
 
 
 @pytest.mark.parametrize("lowercase", [True, False])
-def test_ids_equal_those_of_transformers(tmp_path, lines, lowercase):
+@pytest.mark.parametrize("strip_accents", [None, True, False])
+def test_ids_equal_those_of_transformers(
+  tmp_path, lines, lowercase, strip_accents
+):
+  """In text, where a special token that is spelled out is plain text."""
   vocab = _vocab(lines, lowercase)
   path = tmp_path / "vocab.txt"
   path.write_text("\n".join(vocab) + "\n", encoding="utf-8", newline="\n")
-  tokenizer = transformers.BertTokenizer(str(path), do_lower_case=lowercase)
-  encoder = encoding.Encoder(vocab, lowercase, "en", True)
+  tokenizer = transformers.BertTokenizer(
+    str(path),
+    do_lower_case=lowercase,
+    strip_accents=strip_accents,
+    split_special_tokens=True,
+  )
+  encoder = _encoder(vocab, lowercase, True, strip_accents=strip_accents)
+  ids = tokenizer(lines, add_special_tokens=False)["input_ids"]
   known = 0
-  for line in lines:
-    expected = tokenizer(line, add_special_tokens=False)["input_ids"]
+  for line, expected in zip(lines, ids, strict=True):
     assert _encode(encoder, line) == expected, ascii(line)
     known += sum(token != 1 for token in expected)
   assert known > 30_000  # and not [UNK] against [UNK]
   # Again, when every word is remembered.
   everything = encoder.encode(lines)
-  expected = [
-    token
-    for line in lines
-    for token in tokenizer(line, add_special_tokens=False)["input_ids"]
-  ]
-  assert everything.tokens.tolist() == expected
+  assert everything.tokens.tolist() == [token for row in ids for token in row]
 
 
 @pytest.mark.parametrize("lowercase", [True, False])
 def test_splitting_sentences_changes_no_id(lines, lowercase):
   vocab = _vocab(lines, lowercase)
-  whole = encoding.Encoder(vocab, lowercase, "en", True)
-  split = encoding.Encoder(vocab, lowercase, "en", False)
+  whole = _encoder(vocab, lowercase, True)
+  split = _encoder(vocab, lowercase, False)
   # Of the random ones, some hold a sentence's end amid what is one word.
   for line in lines[:-_NUM_RANDOM_LINES]:
     assert _encode(split, line) == _encode(whole, line), ascii(line)
@@ -158,9 +170,9 @@ def test_splitting_sentences_changes_no_id(lines, lowercase):
 
 def test_forgetting_words_changes_no_id(lines, monkeypatch):
   vocab = _vocab(lines, True)
-  expected = encoding.Encoder(vocab, True, "en", True).encode(lines)
+  expected = _encoder(vocab, True, True).encode(lines)
   monkeypatch.setattr(encoding, "_MAX_REMEMBERED_WORDS", 50)
-  forgetful = encoding.Encoder(vocab, True, "en", True)
+  forgetful = _encoder(vocab, True, True)
   found = forgetful.encode(lines)
   np.testing.assert_array_equal(found.tokens, expected.tokens)
   assert len(forgetful._ids) <= 50
@@ -170,8 +182,8 @@ def _sentences(text, one_per_line=False, language="en"):
   """Returns the sentences of a document as lists of one token per letter."""
   letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
   vocab = [*SPECIAL_TOKENS, *letters, *("##" + c for c in letters)]
-  encoder = encoding.Encoder(vocab, True, language, one_per_line)
-  encoded = encoder.encode([text])
+  encoder = _encoder(vocab, True, one_per_line)
+  encoded = encoder.encode([text], language)
   ends = np.cumsum(encoded.sentence_lengths)
   parts = np.split(encoded.tokens, ends[:-1])
   return ["".join(vocab[t].strip("#") for t in p if t > 4) for p in parts]
@@ -214,15 +226,56 @@ def test_documents_keep_their_sentences_apart():
     "One. Two.\nThree.",
   ]
   vocab = [*SPECIAL_TOKENS, "one", "two", "three", "cafe", "."]
-  encoded = encoding.Encoder(vocab, True, "en", False).encode(documents)
+  encoded = _encoder(vocab, True, False).encode(documents)
   assert encoded.document_sentences.tolist() == [3, 0, 1, 3]
   assert encoded.sentence_lengths.tolist() == [2] * 7
-  assert encoded.num_bytes == sum(len(d.encode()) for d in documents)
+  assert encoded.counts["num_text_bytes"] == sum(
+    len(d.encode()) for d in documents
+  )
   assert encoded.hashes[0] == encoded.hashes[3]
   assert len(set(encoded.hashes.tolist())) == 3
 
 
+def test_spelled_special_tokens_are_text_and_counted():
+  """ "[SEP]" in text must not end a sentence for the model."""
+  vocab = [*SPECIAL_TOKENS, "[", "]", "sep", "mask", "a"]
+  encoded = _encoder(vocab, True, True).encode(["a [SEP] a[MASK]\n[SEPP]"])
+  assert not set(encoded.tokens.tolist()) & {0, 2, 3, 4}
+  assert encoded.counts["num_spelled_special_tokens"] == 2
+
+
+def test_lost_characters_are_counted():
+  """Characters of words that become [UNK]: too long, or with a rare letter."""
+  vocab = [*SPECIAL_TOKENS, *"ab.", "##a", "##b"]
+  text = f"ab \u6f22. ax.ab {'a' * 101} xx\nxx b"
+  encoded = _encoder(vocab, True, True).encode([text, "ab"])
+  assert encoded.counts["num_lost_characters"] == 1 + 2 + 101 + 2 + 2
+  assert encoded.counts["num_characters"] == len("".join(text.split())) + 2
+
+
+def test_long_words_are_cut_if_asked_for():
+  vocab = [*SPECIAL_TOKENS, "a", "##a", "\u0e01", "##\u0e01", "."]
+  word = "\u0e01" * 250
+  whole = _encoder(vocab, True, True)
+  assert _encode(whole, f"{word}.") == [1, vocab.index(".")]
+  cut = _encoder(vocab, True, True, split_long_words=True)
+  found = [vocab[i] for i in _encode(cut, f"{word}. {'a' * 100}")]
+  assert found.count("[UNK]") == 0
+  assert "".join(t.strip("#") for t in found) == word + "." + "a" * 100
+  starts = [i for i, t in enumerate(found) if not t.startswith("##")]
+  assert starts == [0, 100, 200, 250, 251]
+  assert cut.encode([word]).counts["num_lost_characters"] == 0
+
+
+def test_hashes_are_of_the_token_ids():
+  """Spaces, case and line breaks do not make another document."""
+  vocab = [*SPECIAL_TOKENS, "one", "two", "."]
+  documents = ["One two.", "one  TWO .", "one\ntwo.", "two one."]
+  hashes = _encoder(vocab, True, False).encode(documents).hashes
+  assert hashes[0] == hashes[1] == hashes[2] != hashes[3]
+
+
 def test_every_id_of_the_largest_vocabulary_fits_two_bytes():
   vocab = [*SPECIAL_TOKENS, *(f"w{i}" for i in range(65_531))]
-  encoder = encoding.Encoder(vocab, True, "en", True)
+  encoder = _encoder(vocab, True, True)
   assert _encode(encoder, "w0 w65530") == [5, 65_535]

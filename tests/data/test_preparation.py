@@ -7,6 +7,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 
 import numpy as np
@@ -15,8 +16,9 @@ import sentencex
 
 from bert_jax import config as config_lib
 from bert_jax.data import corpus as corpus_lib
+from bert_jax.data import mixing
 from bert_jax.data import preparation as prepare_lib
-from bert_jax.data.encoding import hash_text
+from bert_jax.data.encoding import hash_tokens
 from bert_jax.data.examples import Examples
 from bert_jax.data.tokenization import SPECIAL_TOKENS, create_tokenizer
 from bert_jax.errors import UserError
@@ -41,6 +43,7 @@ preparation.CHUNK_BYTES = {chunk_bytes}
 preparation._POOL_BYTES = {pool_bytes}
 command.define_config_flags()
 command.define_init_flags()
+prepare.define_flags()
 command.run(prepare.main)
 """
 
@@ -75,7 +78,12 @@ def _run(arguments, code=None):
 
 
 def _files(directory):
-  return {path.name: path.read_bytes() for path in directory.iterdir()}
+  """Returns what a folder holds, but for when its files were written."""
+  return {
+    path.name: path.read_bytes()
+    for path in directory.iterdir()
+    if path.name != "verified.json"
+  }
 
 
 def _write_documents(path, documents):
@@ -216,11 +224,6 @@ def _fewer_examples_than_a_batch(tmp_path):
   return path, ("--config.phase1.batch_size=512",)
 
 
-def _too_large_a_vocabulary(tmp_path):
-  path = _write_documents(tmp_path / "a.txt", texts.make_documents(40, 4))
-  return path, ("--config.corpus.vocab_size=9000",)
-
-
 def _no_file(tmp_path):
   return tmp_path / "none*.txt", ()
 
@@ -254,7 +257,6 @@ def _wrong_value(tmp_path):
       _fewer_examples_than_a_batch,
       ["phase1.batch_size is 512", "examples of length 32", "more text"],
     ),
-    (_too_large_a_vocabulary, ["vocab_size is 9000", "yields only"]),
     (_no_file, ["none*.txt", "matches no file"]),
     (_no_vocabulary_file, ["none.txt", "No such file"]),
     (_unknown_key, ["no key 'masking.rat'", "--config.masking.rate?"]),
@@ -262,8 +264,8 @@ def _wrong_value(tmp_path):
     (_wrong_value, ["corpus.eval_fraction is 0.9", "less than 0.5"]),
   ],
 )
-def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, make, words):
-  """Status 2, no traceback, no corpus, no workdir."""
+def test_a_mistake_is_one_line_and_leaves_no_corpus(tmp_path, make, words):
+  """Status 2, no traceback, no workdir unless token ids were written."""
   workdir = tmp_path / "workdir"
   (tmp_path / "in").mkdir()
   source, more = make(tmp_path / "in")
@@ -273,7 +275,44 @@ def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, make, words):
   assert errors.count("\n") == 1
   for word in words:
     assert word in errors
-  assert not workdir.exists()
+  if make in (_one_document, _fewer_examples_than_a_batch):
+    left = {path.name for path in workdir.iterdir()}
+    assert left == {"corpus"}
+    assert not (workdir / "corpus" / "manifest.json").exists()
+  else:
+    assert not workdir.exists()
+
+
+def test_one_bad_row_keeps_the_work_and_can_be_skipped(tmp_path):
+  """In the last of two files, after many chunks; skipped, named, counted."""
+  letters = [c + chr(n) for n in range(97, 123) for c in ("", "##")]
+  vocab = [*SPECIAL_TOKENS, *letters, *map(str, range(10))]
+  (tmp_path / "vocab.txt").write_text("\n".join(vocab) + "\n")
+  (tmp_path / "in").mkdir()
+  _write_documents(tmp_path / "in" / "a.txt", texts.make_documents(100, 20))
+  (tmp_path / "in" / "b.jsonl").write_text(
+    '{"text": "a b c"}\n{"text": null}\n'
+  )
+  arguments = _arguments(
+    tmp_path / "w",
+    tmp_path / "in" / "*",
+    f"--config.corpus.vocab_file={tmp_path}/vocab.txt",
+  )
+  code = _SMALL_CHUNKS.format(chunk_bytes=5000, pool_bytes=10**12)
+  status, _, errors = _run(arguments, code)
+  assert (status, errors.count("\n")) == (2, 1)
+  assert "b.jsonl line 2 has no text" in errors and "skip_bad_rows" in errors
+  assert _num_chunks(tmp_path / "w") > 10
+  arguments.append("--config.corpus.skip_bad_rows=True")
+  status, output, errors = _run(arguments, code)
+  assert (status, errors) == (0, "")
+  assert "continuing in" in output
+  assert output.count("skipped: ") == output.count("b.jsonl line 2") == 1
+  assert "1 rows skipped" in output
+  files = _files(tmp_path / "w" / "corpus")
+  arguments[1] = f"--workdir={tmp_path / 'anew'}"
+  assert _run(arguments, code)[0] == 0
+  assert _files(tmp_path / "anew" / "corpus") == files
 
 
 def test_a_missing_config_file_is_named(tmp_path):
@@ -321,23 +360,35 @@ def _config(source, **settings):
 
 
 def _recount(documents, vocab):
-  """Counts what a corpus of these documents holds, one token at a time."""
+  """Counts what a corpus of these documents holds, one token at a time.
+
+  Returns:
+    (Counter, {hash of a document: its tokens}).
+  """
   tokenizer = create_tokenizer(vocab, lowercase=True)
   found = collections.Counter()
   lengths = {}
   for document in documents:
     tokens = 0
     sentences = 0
+    ids = []
     for line in document.split("\n"):
       for sentence in sentencex.segment("en", line):
-        pieces = tokenizer.encode(sentence, add_special_tokens=False).tokens
+        encoded = tokenizer.encode(sentence, add_special_tokens=False)
+        pieces = encoded.tokens
+        ids += encoded.ids
         sentences += bool(pieces)
         tokens += len(pieces)
         found["words"] += sum(not p.startswith("##") for p in pieces)
         found["unknown"] += pieces.count("[UNK]")
+        found["lost"] += sum(
+          end - start
+          for (start, end), piece in zip(encoded.offsets, pieces, strict=True)
+          if piece == "[UNK]"
+        )
     found["sentences"] += sentences
     found["tokens"] += tokens
-    lengths[hash_text(document.encode())] = tokens
+    lengths[hash_tokens(np.array(ids, np.uint16).tobytes())] = tokens
   return found, lengths
 
 
@@ -358,13 +409,29 @@ def test_every_number_of_the_report_is_right(tmp_path, capsys):
   printed = capsys.readouterr().out
   report = json.loads((directory / "report.json").read_text())
 
+  lost = _recount(documents, vocab)[0]["lost"]
   found, lengths = _recount(usable, vocab)
   held_out = sorted(lengths)[: sum(h < 0.1 * 2**64 for h in lengths)]
-  assert {k: v for k, v in report.items() if not k.startswith("phase")} == {
+  expected = {
     "num_documents": len(usable),
     "num_duplicate_documents": 3,
+    "num_near_duplicates_dropped": 0,
     "num_short_documents": 2,
+    "num_skipped_rows": 0,
     "num_text_bytes": sum(len(d.encode()) for d in documents),
+    "num_characters": sum(len("".join(d.split())) for d in documents),
+    "num_lost_characters": lost,
+    "lost_characters_rate": pytest.approx(
+      lost / sum(len("".join(d.split())) for d in documents)
+    ),
+    "num_spelled_special_tokens": 0,
+    "num_lines": sum(d.count("\n") + 1 for d in documents),
+    "num_wrapped_lines": 0,
+    "held_out_token_rate": pytest.approx(
+      sum(lengths[h] for h in held_out) / found["tokens"]
+    ),
+    "num_compared_documents": len(usable),
+    "num_compared_held_out": len(held_out),
     "num_sentences": found["sentences"],
     "num_words": found["words"],
     "num_tokens": found["tokens"],
@@ -373,6 +440,7 @@ def test_every_number_of_the_report_is_right(tmp_path, capsys):
     "unknown_rate": pytest.approx(found["unknown"] / found["tokens"]),
     "num_held_out_documents": len(held_out),
   }
+  assert {name: report[name] for name in expected} == expected
   assert found["unknown"] > 0
   corpus = corpus_lib.open_corpus(directory)
   training, _ = corpus_lib.split_documents(corpus.documents, 0.1)
@@ -383,7 +451,7 @@ def test_every_number_of_the_report_is_right(tmp_path, capsys):
     tokens = [
       max(n, length - 3) for h, n in lengths.items() if h not in held_out
     ]
-    assert phase["examples_per_pass"] == sum(tokens) // (length - 3)
+    assert phase["examples_per_pass"] == -(-sum(tokens) // (length - 3))
     seen = config[name].num_steps * config[name].batch_size
     assert phase["predicted_passes"] == seen / phase["examples_per_pass"]
     examples = Examples(corpus, training, length, config.seed, number)
@@ -455,6 +523,152 @@ def test_two_workdirs_that_prepare_one_folder_take_turns(tmp_path, source):
   assert opened.manifest["num_documents"] == 800
 
 
+def test_text_that_was_added_is_told(tmp_path, capsys):
+  """The corpus that is there is used, and how to make another one is said."""
+  texts.write_text(tmp_path / "a.txt", texts.make_documents(60, 6))
+  config = _config(tmp_path / "*.txt")
+  prepare_lib.prepare(config, tmp_path / "w")
+  prepare_lib.prepare(config, tmp_path / "w")
+  assert "have changed since" not in capsys.readouterr().out
+  texts.write_text(tmp_path / "b.txt", texts.make_documents(3, 6, seed=1))
+  prepare_lib.prepare(config, tmp_path / "w")
+  printed = capsys.readouterr().out
+  assert "have changed since" in printed
+  assert f"delete {tmp_path}/w/corpus" in printed
+
+
+def _prepared(tmp_path, documents, **settings):
+  """Returns (corpus, report) of some documents."""
+  path = _write_documents(tmp_path / "a.txt", documents)
+  config = _config(path, **settings)
+  directory = prepare_lib.prepare(config, tmp_path / "w")
+  report = json.loads((directory / "report.json").read_text())
+  return corpus_lib.open_corpus(directory), report
+
+
+def _vary(documents):
+  """Returns documents that say the same with other spaces, case and lines."""
+  return [
+    change(document)
+    for number, document in enumerate(documents)
+    for change in [
+      (
+        str.upper,
+        lambda d: d.replace(" ", "  "),
+        lambda d: d.replace("\n", " "),
+      )[number % 3]
+    ]
+  ]
+
+
+def test_the_same_document_is_never_on_both_sides(tmp_path):
+  """Written in another way, it is a duplicate and stored once."""
+  documents = texts.make_documents(200, 12)
+  settings = {"corpus.eval_fraction": 0.3}
+  corpus, report = _prepared(
+    tmp_path, [*documents, *_vary(documents)], **settings
+  )
+  assert report["num_documents"] == 200
+  assert report["num_duplicate_documents"] == 200
+  assert any("copies of others" in w for w in report["warnings"])
+  assert len(corpus.tokens) == report["num_tokens"]
+
+
+def _with_twins(num_documents, num_twins):
+  """Returns documents, and copies of some with one sentence more."""
+  documents = texts.make_documents(num_documents, 20)
+  twins = [d + f"\nThe end of page {i}." for i, d in enumerate(documents)]
+  return [*documents, *twins[:num_twins]]
+
+
+@pytest.mark.parametrize("near_duplicates", ["report", "drop"])
+def test_near_duplicates_are_counted_or_dropped(tmp_path, near_duplicates):
+  settings = {
+    "corpus.near_duplicates": near_duplicates,
+    "corpus.eval_fraction": 0.2,
+  }
+  _, report = _prepared(tmp_path, _with_twins(150, 60), **settings)
+  drops = near_duplicates == "drop"
+  assert report["num_documents"] == (150 if drops else 210)
+  assert report["num_near_duplicates_dropped"] == (60 if drops else 0)
+  assert report["num_near_duplicates"] == (0 if drops else 60)
+  # Of 60 pairs, 2 x 0.2 x 0.8 stand on two sides.
+  assert report["num_leaked"] == 0 if drops else 8 < report["num_leaked"] < 32
+  told = [w for w in report["warnings"] if "near_duplicates=drop" in w]
+  assert bool(told) is not drops
+
+
+def _wrap(document):
+  return "\n".join(textwrap.wrap(document.replace("\n", " "), 70))
+
+
+@pytest.mark.parametrize(
+  ("documents", "settings", "words"),
+  [
+    (["Yes, no."] + [f"Word {i}." for i in range(999)], {}, ["phase1 fills"]),
+    (list(map(_wrap, texts.make_documents(90, 20))), {}, ["join_lines=True"]),
+    (
+      [d + " \u6f22\u5b57" * 9 for d in texts.make_documents(90, 20)],
+      {"corpus.vocab_size": 100},
+      [],
+    ),
+    (
+      ["\u0e01\u0e32" * 60 + f" {d}" for d in texts.make_documents(90, 20)],
+      {},
+      ["characters are lost", "split_long_words=True"],
+    ),
+    (texts.make_documents(4, 400), {}, ["tokens are held out"]),
+    (texts.make_documents(90, 20), {}, []),
+  ],
+)
+def test_the_report_warns_of_a_bad_corpus(tmp_path, documents, settings, words):
+  _, report = _prepared(tmp_path, documents, **settings)
+  for word in words:
+    assert any(word in warning for warning in report["warnings"])
+  if not words:
+    assert report["warnings"] == []
+
+
+def test_wrapped_text_that_is_joined_is_no_more_warned_of(tmp_path):
+  documents = texts.make_documents(90, 20)
+  _, plain = _prepared(tmp_path, [d.replace("\n", " ") for d in documents])
+  (tmp_path / "wrapped").mkdir()
+  _, joined = _prepared(
+    tmp_path / "wrapped",
+    list(map(_wrap, documents)),
+    **{"corpus.join_lines": True},
+  )
+  assert joined["warnings"] == []
+  assert joined["num_sentences"] == plain["num_sentences"]
+  assert joined["num_tokens"] == plain["num_tokens"]
+
+
+def test_sources_are_counted_and_weighed(tmp_path):
+  """A weight changes what is trained on, and no byte of the corpus."""
+  texts.write_text(tmp_path / "a.txt", texts.make_documents(100, 20))
+  texts.write_text(tmp_path / "b.txt", texts.make_documents(50, 20, seed=1))
+  config = _config(f"{tmp_path}/a.txt,{tmp_path}/b.txt@de*3")
+  directory = prepare_lib.prepare(config, tmp_path / "w")
+  report = json.loads((directory / "report.json").read_text())
+  first, second = report["sources"]
+  assert (first["num_documents"], second["num_documents"]) == (100, 50)
+  assert (first["language"], second["language"]) == ("en", "de")
+  assert (first["weight"], second["weight"]) == (1, 3)
+  tokens = [
+    s["num_tokens"] - s["num_held_out_tokens"] for s in report["sources"]
+  ]
+  corpus = corpus_lib.open_corpus(directory)
+  trained = mixing.training_documents(config.corpus, corpus)
+  assert trained["num_tokens"].sum() == tokens[0] + 3 * tokens[1]
+  config.corpus.language_smoothing = 0.5
+  weights = mixing.source_weights(config.corpus, corpus, corpus.documents)
+  share = second["num_tokens"] / first["num_tokens"]
+  assert weights == pytest.approx([1, 3 * share**-0.5])
+  # Another weight is no other corpus.
+  config.corpus.source = f"{tmp_path}/a.txt*2,{tmp_path}/b.txt@de"
+  prepare_lib.prepare(config, tmp_path / "w")
+
+
 def test_words_are_counted_all_over_a_large_corpus(tmp_path, monkeypatch):
   """With room for a tenth of the text: every tenth chunk of it."""
   words = [f"w{i}" for i in range(1000)]
@@ -464,7 +678,7 @@ def test_words_are_counted_all_over_a_large_corpus(tmp_path, monkeypatch):
     prepare_lib, "VOCABULARY_BYTES", path.stat().st_size // 10 + 1
   )
   config = _config(path)
-  found = prepare_lib.sources.open_sources(config.corpus)
+  found = prepare_lib.spec.open_sources(config.corpus)
   counts = prepare_lib._count_words(config.corpus, found)
   seen = [int(word[1:]) for word in counts]
   assert 80 < len(seen) < 120

@@ -21,6 +21,11 @@ def _load(path):
   return module
 
 
+def _load_named(name):
+  (path,) = (p for p in CONFIGS if p.stem == f"finetune_{name}")
+  return _load(path)
+
+
 def _config(**settings):
   config = default_config()
   config.update_from_flattened_dict(
@@ -54,7 +59,7 @@ def test_every_config_is_valid_and_says_how_to_run_it(path):
 
 
 def test_glue_has_nine_tasks_and_names_them():
-  glue = _load(CONFIGS[1])
+  glue = _load_named("glue")
   for task in ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte"):
     validate(glue.get_config(task))
   assert glue.get_config("wnli").data.train == "tfds:glue/wnli:train"
@@ -63,11 +68,24 @@ def test_glue_has_nine_tasks_and_names_them():
 
 
 def test_squad_2_has_questions_without_an_answer():
-  squad = _load(CONFIGS[3])
+  squad = _load_named("squad")
   assert squad.get_config("2.0").task.no_answer
   assert not squad.get_config("1.1").task.no_answer
   with pytest.raises(UserError, match=r"1\.1 or 2\.0"):
     squad.get_config("3")
+
+
+def test_similarity_trains_on_four_kinds_of_data():
+  similarity = _load_named("similarity")
+  for training in ("pairs", "triplets", "sentences", "scores"):
+    config = similarity.get_config(training)
+    config.data.train = config.data.dev = "file"
+    validate(config)
+  assert similarity.get_config("sentences").data.format == "lines"
+  assert similarity.get_config("triplets").data.text_c
+  assert similarity.get_config("scores").data.label
+  with pytest.raises(UserError, match="no training 'sts'; expected pairs"):
+    similarity.get_config("sts")
 
 
 @pytest.mark.parametrize(
@@ -77,6 +95,10 @@ def test_squad_2_has_questions_without_an_answer():
     ("data.train", ""),
     ("data.format", "xlsx"),
     ("data.max_seq_length", 4),
+    ("data.num_lengths", 0),
+    ("task.pooling", "max"),
+    ("task.max_score", 0.0),
+    ("task.num_sentences", 0),
     ("model.dtype", "float16"),
     ("train.batch_size", 0),
     ("train.num_epochs", 0.0),

@@ -19,6 +19,9 @@ from tests.weights import tiny_bert
 ROOT = pathlib.Path(__file__).parents[2]
 WORDS = ("amber", "birch", "cedar", "delta", "ember", "fjord")
 PAIRS = [(a, b) for a in WORDS for b in WORDS if a != b]
+TEXTS = [
+  f"{a} {b}" + " ." * 16 * (i % 3 == 0) for i, (a, b) in enumerate(PAIRS)
+]
 SETTINGS = (
   "--config.model.dtype=float32",
   "--config.data.max_seq_length=32",
@@ -81,7 +84,11 @@ def _folder(tmp_path_factory):
     intermediate_size=64,
   )
   # Which of two words comes first: no count of words can tell.
-  rows = [f"{a} {b}\t{'rising' if a < b else 'falling'}" for a, b in PAIRS]
+  # A third of them are longer, so that batches have two lengths.
+  rows = [
+    f"{text}\t{'rising' if a < b else 'falling'}"
+    for text, (a, b) in zip(TEXTS, PAIRS, strict=True)
+  ]
   table = "\n".join(["sentence\tlabel", *rows]) + "\n"
   (folder / "order.tsv").write_text(table)
   # A word is a place after one that comes before it in the alphabet.
@@ -160,8 +167,7 @@ def test_transformers_pipeline_gives_our_predictions(order):
   pipeline = transformers.pipeline(
     "text-classification", str(order.parent / "order_export"), device="cpu"
   )
-  texts = [f"{a} {b}" for a, b in PAIRS]
-  theirs = pipeline(texts, top_k=None)
+  theirs = pipeline(TEXTS, top_k=None)
   for ours, scores in zip(
     _predictions(order / "predictions.jsonl"), theirs, strict=True
   ):
@@ -194,6 +200,7 @@ def test_plain_lines_are_predicted_by_any_exported_folder(order, folder):
     "--config=configs/finetune_classification.py",
     "--config.data.max_seq_length=32",
     f"--input={folder / 'new.txt'}",
+    "--format=lines",
     f"--output={folder / 'new.jsonl'}",
   )
   assert done.returncode == 0, done.stderr

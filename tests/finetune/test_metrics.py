@@ -105,3 +105,10 @@ def test_bilou_tags_score_as_the_same_entities_in_iobes():
     scores.append(metrics.tagging_metrics(labels, predictions, tags))
   assert scores[0] == scores[1]
   assert scores[1]["f1"] == pytest.approx(2 / 3)
+
+
+def test_one_class_alone_has_no_correlation_and_brings_no_warning():
+  """scikit-learn warns of it, and here warnings are errors."""
+  ones = np.ones(3, int)
+  found = metrics.classification_metrics(ones, ones, 2)
+  assert found == {"accuracy": 1.0, "f1": 1.0, "matthews_correlation": 0.0}

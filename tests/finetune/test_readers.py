@@ -150,9 +150,9 @@ def test_conll_columns_skip_document_lines_and_comments(tmp_path):
   assert KINDS["tagging"].label_names(rows) == ("O", "B-LOC", "B-ORG")
 
 
-def test_a_text_file_to_predict_has_an_example_a_line(tmp_path):
+def test_lines_to_predict_have_an_example_each(tmp_path):
   path = _write(tmp_path, "new.txt", "first\tsecond\n\nlast\tone\n")
-  config = {"data.text_a": "premise"}
+  config = {"data.text_a": "premise", "data.format": "lines"}
   rows = _read(path, labelled=False, **config)
   assert [row.texts for row in rows] == [
     ("first\tsecond",),
@@ -161,7 +161,7 @@ def test_a_text_file_to_predict_has_an_example_a_line(tmp_path):
   ]
   with pytest.raises(UserError, match="line 2 has 1 texts; expected 2"):
     _read(path, labelled=False, **config, **{"data.text_b": "hypothesis"})
-  rows = _read(path, "tagging", labelled=False)
+  rows = _read(path, "tagging", labelled=False, **{"data.format": "lines"})
   assert [row.words for row in rows] == [
     ("first", "second"),
     (),

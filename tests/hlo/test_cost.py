@@ -7,7 +7,7 @@ from jax.experimental import pallas as pl
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bert_jax.hlo import cost as cost_lib
-from bert_jax.hlo import program
+from bert_jax.hlo import links, program
 from bert_jax.planning import slices
 
 LINK = 50e9
@@ -15,8 +15,12 @@ RATES = cost_lib.Rates(
   clock_hz=1e9,
   peak_flops=100e12,
   hbm_bytes_per_second=1e12,
+)
+# 4 x 4 chips in rings: four links each.
+TORUS = links.Torus(
+  coords=tuple((i // 4, i % 4) for i in range(16)),
+  rings=(True, True),
   link_bytes_per_second=LINK,
-  num_links=4,
 )
 
 PROGRAM = """\
@@ -61,7 +65,7 @@ replica_groups=mesh['axis_0'=16,'axis_1'=1] {'axis_0'}, dimensions={0}
   %r = bf16[160]{0} parameter(0)
   %q = bf16[320]{0} parameter(1)
   %all-reduce.2 = (bf16[160]{0}, bf16[320]{0}) all-reduce(%r, %q), \
-replica_groups={{0,2,4,6,8,10,12,14,16,18,20,22,24,26,28,30}}
+replica_groups={{0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15}}
   %part = bf16[10]{0} dynamic-slice(%all-reduce.2, %id)
 }
 
@@ -77,9 +81,10 @@ BODY
 """
 
 
-def estimate(*lines):
+def estimate(*lines, bundles=None):
   body = "\n".join(f"  {line}" for line in lines)
-  return cost_lib.estimate(PROGRAM.replace("BODY", body), RATES)
+  text = PROGRAM.replace("BODY", body)
+  return cost_lib.estimate(text, RATES, TORUS, bundles)
 
 
 def test_cycles_of_the_schedule_add_up_and_those_inside_fusions_do_not():
@@ -236,13 +241,13 @@ def compiled_kernel(cost_estimate):
 
 def test_real_kernel_counts_by_what_its_author_said():
   said = pl.CostEstimate(flops=10**10, transcendentals=0, bytes_accessed=10**6)
-  cost = cost_lib.estimate(compiled_kernel(said), RATES)
+  cost = cost_lib.estimate(compiled_kernel(said), RATES, TORUS)
   assert cost.kernel_seconds == pytest.approx(100e-6)
   assert not cost.uncosted
 
 
 def test_real_kernel_without_a_cost_is_named():
-  cost = cost_lib.estimate(compiled_kernel(None), RATES)
+  cost = cost_lib.estimate(compiled_kernel(None), RATES, TORUS)
   assert cost.kernel_seconds == 0
   assert sum(cost.uncosted.values()) == 1
 
@@ -292,14 +297,65 @@ def test_bytes_of_one_memory():
 
 
 @pytest.mark.parametrize(
-  ("groups", "size"),
+  ("groups", "members"),
   [
-    ("replica_groups={{0,1,2,3},{4,5,6,7}}", 4),
-    ("replica_groups=[2,8]<=[16]", 8),
-    ("replica_groups=mesh['a'=4,'b'=2] {'a','b'}, x=1", 8),
-    ("replica_groups=mesh['a'=4,'b'=2] {'b'}", 2),
+    ("replica_groups={{0,2},{1,3}}", (0, 2)),
+    ("replica_groups=[2,4]<=[8]", (0, 1, 2, 3)),
+    ("replica_groups=[4,2]<=[2,4]T(1,0)", (0, 4)),
+    ("replica_groups=mesh['a'=2,'b'=2] {'a','b'}, x=1", (0, 1, 2, 3)),
+    ("replica_groups=mesh['a'=4,'b'=2] {'a'}", (0, 2, 4, 6)),
     ("nothing", None),
   ],
 )
-def test_size_of_a_group(groups, size):
-  assert program.group_size(groups) == size
+def test_members_of_a_group(groups, members):
+  assert program.first_group(groups) == members
+
+
+def test_kernels_whose_instructions_take_longer_count_by_them():
+  """700 bundles a step, 16 steps, a cycle each.
+
+  Equal kernels are compiled once: the second counts as the first, and the
+  third, which is another one and in no dump, at its roofline.
+  """
+  kernels = [
+    f"%kernel.{i} = f32[9]{{0}} custom-call(%a), "
+    'custom_call_target="tpu_custom_call", '
+    'frontend_attributes={kernel_metadata={\n"grid_steps":"16"\n}}, '
+    f'backend_config={{"custom_call_config":{{"body":"{body}",'
+    '"cost_estimate":{"flops":"1000000",'
+    '"transcendentals":"7","bytes_accessed":"1000","remote":"0"}}}'
+    for i, body in enumerate(("AAAA", "AAAA", "BBBB"))
+  ]
+  cost = estimate(*kernels, bundles={"kernel.0": 700})
+  assert cost.kernel_seconds == pytest.approx(2 * 16 * 700e-9 + 1e-8)
+  assert cost.roofline_seconds == pytest.approx(3e-8)
+  assert estimate(*kernels).kernel_seconds == pytest.approx(3e-8)
+
+
+def test_lookups_and_scatters_count_by_the_row():
+  text = PROGRAM.replace(
+    "ENTRY",
+    """%found (t: f32[50,768], i: s32[2,8]) -> f32[2,8,768] {
+  %t = f32[50,768]{1,0} parameter(0)
+  %i = s32[2,8]{1,0} parameter(1)
+  ROOT %gather.1 = f32[2,8,768]{2,1,0} gather(%t, %i), offset_dims={2}, \
+slice_sizes={1,768}
+}
+
+%added (t: f32[50,768], i: s32[2,8], u: f32[2,8,768]) -> f32[50,768] {
+  %t = f32[50,768]{1,0} parameter(0)
+  %i = s32[2,8]{1,0} parameter(1)
+  %u = f32[2,8,768]{2,1,0} parameter(2)
+  ROOT %scatter.1 = f32[50,768]{1,0} scatter(%t, %i, %u), \
+update_window_dims={2}, inserted_window_dims={0}
+}
+
+ENTRY""",
+  ).replace(
+    "BODY",
+    "  %gather_fusion = f32[2,8,768]{2,1,0} fusion(%a, %a), calls=%found\n"
+    "  %scatter_fusion = f32[50,768]{1,0} fusion(%a), calls=%added",
+  )
+  cost = cost_lib.estimate(text, RATES, TORUS)
+  assert cost.row_seconds == pytest.approx(16 * (15 + 73) * 1e-9)
+  assert cost.uncosted == {"sorted": 1}

@@ -6,6 +6,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -264,3 +265,27 @@ def test_settings_that_do_not_fit_are_named(
     embedding.create_embedder(
       load_init(folder), layers, "cls", max_length, batch_size
     )
+
+
+def test_a_folder_of_sentence_transformers_says_how_to_pool(folder, tmp_path):
+  """As it writes folders today: a name for the pooling, and a last module."""
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from sentence_transformers import SentenceTransformer, models
+  body = models.Transformer(str(folder), max_seq_length=9)
+  pooling = models.Pooling(24, pooling_mode="cls")
+  theirs = SentenceTransformer(
+    modules=[body, pooling, models.Normalize()], device="cpu"
+  )
+  theirs.save(str(tmp_path))
+  embedder = embedding.create_embedder(
+    load_init(tmp_path), "last", None, None, 4
+  )
+  texts = [text for text, _ in TEXTS]
+  rows = embedding.embed_rows(embedder, ((text, None) for text in texts))
+  assert_same([row.vectors for row in rows], theirs.encode(texts))
+  (tmp_path / "1_Pooling" / "config.json").write_text(
+    '{"pooling_mode_max_tokens": true}'
+  )
+  with pytest.raises(UserError, match=r"pools by 'pooling_mode_max_tokens'"):
+    embedding.create_embedder(load_init(tmp_path), "last", None, None, 4)

@@ -1,1 +1,1 @@
-"""Tests of launch."""
+"""Tests of launch/."""

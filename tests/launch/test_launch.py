@@ -1,8 +1,10 @@
-"""launch/pod.sh against a cloud of folders, with training that is feigned.
+"""launch/pod.sh from settings to the model, with training that is feigned.
 
-What a user types runs as it is; what happens to the slice is scripted.
+What a user types runs as it is; the machines of the slice run their startup
+script; what Google does is scripted (tests/launch/fake_gcloud/).
 """
 
+import json
 import os
 import pathlib
 import re
@@ -11,47 +13,41 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
-from tests.launch.fake_gcloud import gcloud, synopses
-from tests.launch.fake_gcloud.pod import PLAN, Pod
+from tests.launch.fake_gcloud import synopses
+from tests.launch.fake_gcloud.pod import Pod
 
 ROOT = pathlib.Path(__file__).parents[2]
-COMMANDS = ("create", "setup", "train", "stop", "status", "logs", "watch")
-COMMANDS += ("collect", "delete", "up")
+COMMANDS = ("up", "status", "logs", "stop", "collect", "delete")
 GROUP = {"BACKEND": "instance-group", "ACCELERATOR_TYPE": "v6e-16"}
+GROUP |= {"PRICE_PER_CHIP_HOUR": "1.2"}
 LAST_STEP = 20
-pytestmark = pytest.mark.slow
+REAL_GCLOUD = pathlib.Path("/usr/lib/google-cloud-sdk")
+# What the newest release takes and 528 of June 2025 did not yet.
+NEWER_FLAGS = ("--target-size-policy-mode=bulk", "FLEX_START")
 
 
 @pytest.fixture(name="pod")
 def _pod(tmp_path):
   pod = Pod(tmp_path)
   yield pod
-  pod.end()
+  pod.close()
 
 
 @pytest.fixture(name="group_pod")
 def _group_pod(tmp_path):
-  pod = Pod(tmp_path, BUCKET="gs://some-bucket", **GROUP)
+  pod = Pod(tmp_path, **GROUP)
   yield pod
-  pod.end()
+  pod.close()
 
 
 def _hold_at(pod, step):
   """Has training wait at a step; returns what lets it go on."""
-  path = pod.cloud / f"hold_at_{step}"
+  path = pod.cloud.folder / f"hold_at_{step}"
   path.touch()
   return path.unlink
-
-
-def _wait_for_log(pod, text):
-  logs = pod.cloud / "workers" / pod.name
-  pod.wait_for(
-    lambda: any(text in p.read_text() for p in logs.glob("*/bert/logs/*.log"))
-  )
 
 
 def _assert_finished(pod, output):
@@ -65,11 +61,11 @@ def _assert_finished(pod, output):
 def test_shellcheck_has_nothing_to_say():
   scripts = sorted(map(str, ROOT.glob("launch/*.sh")))
   scripts += map(str, ROOT.glob("tests/launch/fake_gcloud/*bin/*"))
+  scripts += map(str, ROOT.glob("tests/launch/fake_gcloud/*_python"))
   # The PyPI package lies beside the interpreter.
   places = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
-  shellcheck = shutil.which("shellcheck", path=places)
   done = subprocess.run(
-    [shellcheck, *scripts, ROOT / "tests/launch/fake_gcloud/stub_python"],
+    [shutil.which("shellcheck", path=places), *scripts],
     cwd=ROOT,
     capture_output=True,
     text=True,
@@ -78,53 +74,101 @@ def test_shellcheck_has_nothing_to_say():
   assert (done.returncode, done.stdout) == (0, "")
 
 
+def test_nothing_unpinned_is_piped_from_the_network_into_a_shell():
+  text = "".join(p.read_text() for p in ROOT.glob("launch/*.sh"))
+  assert not re.search(r"(curl|wget)[^\n]*\|\s*(sudo )?(ba)?sh", text)
+  assert re.search(r"pip install --quiet uv==\d", text)
+
+
+def _dry_run_lines(pod, command):
+  """Returns the gcloud lines that a dry run prints."""
+  done = pod(command, "--dry-run")
+  assert done.returncode == 0, done.stdout
+  return [x for x in done.stdout.splitlines() if x.startswith("gcloud ")]
+
+
 @pytest.mark.parametrize("backend", [{}, GROUP], ids=["queued", "group"])
-@pytest.mark.parametrize("internal", ["yes", "no"])
 def test_a_dry_run_prints_commands_that_gcloud_knows_and_runs_none(
-  tmp_path, backend, internal
+  tmp_path, backend
 ):
   pod = Pod(
     tmp_path,
-    BUCKET="gs://some-bucket",
-    INTERNAL_IPS=internal,
+    INTERNAL_IPS="yes",
     SERVICE_ACCOUNT="me@some-project.iam.gserviceaccount.com",
     OVERRIDES="(--config.corpus.source='my texts/*.txt')",
     **backend,
   )
   for command in COMMANDS:
-    done = pod(command, "--dry-run")
-    assert done.returncode == 0, done.stdout
-    lines = [x for x in done.stdout.splitlines() if x.startswith("gcloud ")]
+    lines = _dry_run_lines(pod, command)
     assert lines, command
     for line in lines:
       synopses.parse(shlex.split(line)[1:])
+      assert " ssh " not in line and " scp " not in line
   assert pod.calls() == []
   assert not (pod.checkout / "runs").exists()
+  pod.close()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+  not REAL_GCLOUD.is_dir(), reason="Google's gcloud is not installed here"
+)
+def test_the_parser_of_the_real_gcloud_takes_every_command(tmp_path):
+  """Which shows names and values of flags, not what Google does with them."""
+  lines = []
+  settings = {"SERVICE_ACCOUNT": "me@some-project.iam.gserviceaccount.com"}
+  settings |= {"INTERNAL_IPS": "yes"}
+  for backend in ({}, GROUP):
+    folder = tmp_path / backend.get("BACKEND", "queued")
+    pod = Pod(folder, **settings, **backend)
+    for command in COMMANDS:
+      lines += _dry_run_lines(pod, command)
+    pod.close()
+  script = tmp_path / "startup.sh"
+  script.touch()
+  lines = [
+    re.sub(r"startup-script=\S+", f"startup-script={script}", x) for x in lines
+  ]
+  lines = [
+    " ".join(w for w in line.split() if not w.endswith(NEWER_FLAGS))
+    for line in dict.fromkeys(lines)
+  ]
+  (python,) = REAL_GCLOUD.glob("platform/bundledpython*/bin/python3")
+  done = subprocess.run(
+    [python, ROOT / "tests/launch/fake_gcloud/real_parser.py", REAL_GCLOUD],
+    input="\n".join(x.removeprefix("gcloud ") for x in lines),
+    env={"PATH": os.environ["PATH"], "CLOUDSDK_CONFIG": str(tmp_path)},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stdout + done.stderr
+  assert done.stdout.count("parsed") == len(lines) > 15
 
 
 @pytest.mark.parametrize(
   ("setting", "value", "expected"),
   [
-    ("PROJECT", "", "a project's ID"),
+    ("PROJECT", "", "my-project-123"),
     ("ZONE", "us-west4", "a zone, such as us-west4-a"),
     ("NAME", "My_Bert", "small letters"),
     ("BACKEND", "gke", "queued-resources or instance-group"),
     ("ACCELERATOR_TYPE", "v5e-16", "v5litepod-16"),
     ("ACCELERATOR_TYPE", "v5litepod-12", "4, 8, 16, 32"),
-    ("SPOT", "true", "yes or no"),
+    ("CAPACITY", "yes", "spot, flex-start or on-demand"),
+    ("CAPACITY", "flex-start", "spot or on-demand with BACKEND"),
+    ("QUEUE_HOURS", "1 day", "hours, such as 24"),
     ("BUCKET", "my-bucket", "gs://"),
     ("CONFIG", "configs/bert_bse.py", "a file of configs/"),
     ("OVERRIDES", "(--phase1.num_steps=3)", "--config.KEY=VALUE"),
-    ("PRICE_PER_CHIP_HOUR", "1,20", "a number, such as 1.20"),
-    ("PRICE_PER_CHIP_HOUR", "0", "more than 0"),
+    ("PRICE_PER_CHIP_HOUR", "1,20", "a number above 0, such as 1.20"),
+    ("PRICE_PER_CHIP_HOUR", "0.00", "above 0"),
     ("BUDGET", "lots", "a number"),
     ("BUGDET", "100", "BUDGET"),
   ],
 )
-def test_a_wrong_setting_is_told_in_one_line(
-  tmp_path, setting, value, expected
-):
-  pod = Pod(tmp_path, **{setting: value})
+def test_a_wrong_setting_is_told_in_one_line(pod, setting, value, expected):
+  pod.write_settings(**{setting: value})
   done = pod("up")
   assert done.returncode == 2
   (line,) = done.stdout.splitlines()
@@ -133,9 +177,9 @@ def test_a_wrong_setting_is_told_in_one_line(
   assert pod.calls() == []
 
 
-def test_v5e_is_refused_as_an_instance_group(tmp_path):
-  pod = Pod(tmp_path, BACKEND="instance-group")
-  done = pod("create")
+def test_v5e_is_refused_as_an_instance_group(pod):
+  pod.write_settings(BACKEND="instance-group")
+  done = pod("up")
   assert done.returncode == 2
   assert "v6e-16" in done.stdout and len(done.stdout.splitlines()) == 1
 
@@ -147,93 +191,142 @@ def test_an_unknown_command_argument_or_file_is_told_in_one_line(pod):
     assert done.stdout.startswith("error: ") and done.stdout.count("\n") == 1
 
 
-def test_step_by_step_by_hand(pod):
-  """Each command by itself, and again, as the README walks."""
-  for command in ("create", "status", "status", "status", "setup", "train"):
-    done = pod(command)
-    assert done.returncode == 0, done.stdout
-  pod.wait_for(lambda: LAST_STEP in pod.steps())
-  assert "step 20/20" in pod("logs").stdout
-  assert "all 20 steps are done" in pod("status").stdout
-  for command in ("collect", "collect", "delete", "delete"):
-    done = pod(command)
-    assert done.returncode == 0, done.stdout
-  _assert_finished(pod, done.stdout)
-  assert "train: done" in pod("logs").stdout  # from the bucket
+def test_help_names_every_command(pod):
+  done = pod("help")
+  assert done.returncode == 0
+  assert re.findall(r"^([a-z]+)  ", done.stdout, re.M) == [
+    *("up", "status", "logs", "stop", "collect", "delete")
+  ]
 
 
-@pytest.mark.parametrize("command", ["setup", "train", "stop", "watch"])
-def test_what_needs_a_slice_says_that_there_is_none(pod, command):
-  done = pod(command)
-  assert done.returncode == 2
-  assert "is absent (NOT_FOUND); expected ready" in done.stdout
+def test_a_missing_gcloud_or_installation_is_told_in_one_line(pod, tmp_path):
+  tools = tmp_path / "tools"
+  tools.mkdir()
+  for name in ("bash", "awk", "sed", "mkdir", "dirname", "cat", "sort"):
+    (tools / name).symlink_to(shutil.which(name))
+  pod.environment["PATH"] = str(tools)
+  done = pod("up")
+  assert done.returncode == 2 and "gcloud is not on PATH" in done.stdout
+  pod.environment["PYTHON"] = ".venv/bin/python"
+  done = pod("up")
+  assert done.returncode == 2 and "launch/install.sh tpu" in done.stdout
+
+
+def test_the_example_settings_hold_every_setting():
+  text = (ROOT / "launch/settings.example.sh").read_text()
+  known = (ROOT / "launch/pod_settings.sh").read_text()
+  names = re.search(r"settings_names=\(([^)]*)\)", known)[1].split()
+  assert sorted(re.findall(r"^([A-Z_]+)=", text, re.M)) == sorted(names)
+
+
+def test_run_facts_reads_the_config_as_train_does():
+  done = subprocess.run(
+    [
+      *(
+        sys.executable,
+        "launch/run_facts.py",
+        "--config=configs/quickstart.py",
+      ),
+      "--config.phase1.num_steps=7000",
+      "--config.phase2.num_steps=11",
+      "--config.corpus.vocab_file=my/vocab.txt",
+    ],
+    cwd=ROOT,
+    env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.stdout == "steps 7011\nvocab_file my/vocab.txt\n", done.stderr
 
 
 def test_up_does_all_of_it(pod):
+  pod.write_settings(ACCELERATOR_TYPE="v5litepod-16", PRICE_PER_CHIP_HOUR="1.2")
   done = pod("up")
   assert done.returncode == 0, done.stdout
   _assert_finished(pod, done.stdout)
   assert "38.40 (30.70 to 53.80)" in done.stdout
   cost_told = done.stdout.index("38.40 expected from here")
   assert cost_told < done.stdout.index("asking for")
+  logs = pod.workdir.glob("slices/*/worker-*.log")
+  assert sorted(p.stem for p in logs) == [f"worker-{n}" for n in range(4)]
   again = pod("up")
   assert again.returncode == 0
   assert len(pod.calls("create")) == 1  # a finished run rents nothing
+  assert "train: done" in pod("logs").stdout
+  assert "step 20 of 20" in pod("status").stdout
 
 
-def test_up_does_all_of_it_with_an_instance_group_and_a_bucket(group_pod):
+def test_up_does_all_of_it_with_an_instance_group(group_pod):
   done = group_pod("up")
   assert done.returncode == 0, done.stdout
   _assert_finished(group_pod, done.stdout)
-  with gcloud.locked_state() as state:
-    assert not any(state.values())
+  assert not group_pod.cloud.templates and not group_pod.cloud.policies
 
 
-@pytest.mark.parametrize("which", ["pod", "group_pod"])
+def test_what_a_slice_gets_is_the_code_and_no_settings(pod):
+  _hold_at(pod, 8)
+  up = pod.start("up")
+  pod.wait_for(lambda: pod.steps() == [5])
+  up.kill()
+  up.wait()
+  (home,) = pod.cloud.folder.glob("machines/my-bert/*/0")
+  home = next(home.rglob("var/lib/bert"))
+  assert (home / "bert_jax/train.py").is_file()
+  assert not (home / "launch/settings.sh").exists()
+  assert (home / "runs/my-bert/corpus/manifest.json").is_file()
+
+
+def test_the_vocabulary_and_the_model_that_the_config_names_are_uploaded(pod):
+  (pod.checkout / "mine").mkdir()
+  (pod.checkout / "mine/vocab.txt").write_text("[PAD]\n")
+  (pod.checkout / "model").mkdir()
+  (pod.checkout / "model/config.json").write_text("{}")
+  pod.write_settings(
+    OVERRIDES="(--config.corpus.vocab_file=mine/vocab.txt --init=model)"
+  )
+  done = pod("up")
+  assert done.returncode == 0, done.stdout
+  inputs = pod.workdir / "inputs"
+  assert (inputs / "vocab.txt").read_text() == "[PAD]\n"
+  assert (inputs / "init/config.json").is_file()
+  _assert_finished(pod, done.stdout)  # the stub refuses to train without
+
+
+@pytest.mark.parametrize(
+  "which", ["pod", pytest.param("group_pod", marks=pytest.mark.slow)]
+)
 def test_up_brings_a_preempted_slice_back_and_goes_on(request, which):
   pod = request.getfixturevalue(which)
   go_on = _hold_at(pod, 12)
   up = pod.start("up")
   pod.wait_for(lambda: pod.steps() == [5, 10])
-  gcloud.preempt(pod.name)
+  pod.cloud.preempt()
   go_on()
-  assert up.wait(120) == 0, pod.output
+  assert up.wait(60) == 0, pod.output
   assert "taken away" in pod.output
   _assert_finished(pod, pod.output)
-  texts = [p.read_text() for p in (pod.workdir / "logs").glob("*.log")]
+  texts = [p.read_text() for p in pod.workdir.glob("slices/*/*.log")]
   assert any("continuing after step 10" in text for text in texts)
 
 
-def test_a_failed_slice_is_deleted_and_asked_for_again(pod):
-  states = pod.cloud / "states.json"
-  states.write_text('["WAITING_FOR_RESOURCES", "FAILED"]')
-  up = pod.start("up")
-  pod.wait_for(lambda: "lost (FAILED)" in pod.output)
-  states.unlink()
-  assert up.wait(120) == 0, pod.output
-  _assert_finished(pod, pod.output)
-
-
 def test_quota_is_waited_for(pod):
-  pod.fault(
-    "create my-bert", 2, "ERROR: RESOURCE_EXHAUSTED: Quota limit exceeded"
-  )
+  quota = "ERROR: RESOURCE_EXHAUSTED: Quota limit exceeded"
+  pod.fault("create my-bert", 2, quota)
   done = pod("up")
   assert done.returncode == 0, done.stdout
-  assert "no slice (try 2): ERROR: RESOURCE_EXHAUSTED" in done.stdout
+  assert "no slice yet: ERROR: RESOURCE_EXHAUSTED" in done.stdout
   _assert_finished(pod, done.stdout)
 
 
-def test_a_refusal_that_will_not_change_is_not_tried_again(pod):
-  pod.fault(
-    "create my-bert", 9, "ERROR: PERMISSION_DENIED: tpu.nodes.create denied"
-  )
+def test_a_request_that_is_refused_is_tried_three_times(pod):
+  denied = "ERROR: PERMISSION_DENIED: tpu.nodes.create denied"
+  pod.fault("create my-bert", 9, denied)
   done = pod("up")
   assert done.returncode == 1
-  assert "nothing was rented" in done.stdout
-  assert "tpu.nodes.create denied" in done.stdout
-  assert len(pod.calls("create my-bert")) == 1
-  assert "costs" not in done.stdout.split("nothing was rented")[1]
+  assert done.stdout.count("tpu.nodes.create denied (failure") == 3
+  assert len(pod.calls("create my-bert")) == 3
+  assert "costs" not in done.stdout.split("giving up")[1]
 
 
 def test_without_a_login_up_says_so_and_ends(pod):
@@ -242,59 +335,27 @@ def test_without_a_login_up_says_so_and_ends(pod):
     "ERROR: (gcloud) You do not currently have an active account selected.\n"
     "Please run:\n\n  $ gcloud auth login\n\nto select an account to use."
   )
-  pod.fault("describe", 9, advice)
+  pod.fault("user ", 99, advice)
   done = pod("up")
   assert done.returncode == 2
-  assert "active account selected.; nothing was rented" in done.stdout
-
-
-def test_ssh_is_tried_again_when_it_fails_itself(pod):
-  pod.fault("ssh my-bert .*--worker=2 ", 2, "kex_exchange: reset", status=255)
-  done = pod("up")
-  assert done.returncode == 0, done.stdout
-  assert "worker 2: ssh failed, trying again: kex_exchange" in done.stdout
-  _assert_finished(pod, done.stdout)
-
-
-def test_a_slice_that_never_answers_is_given_back(pod):
-  pod.fault("worker=1 .*state", 30, "Connection timed out", status=255)
-  done = pod("up")
-  assert done.returncode == 0, done.stdout
-  assert "giving this slice back" in done.stdout
-  assert len(pod.calls("resources create")) == 2
-  _assert_finished(pod, done.stdout)
+  assert "have an active account selected.; expected" in done.stdout
+  assert "gcloud auth login" in done.stdout and done.stdout.count("\n") == 1
 
 
 def test_a_network_that_is_gone_proves_nothing(pod):
   """Neither that the slice is absent, nor that it was deleted."""
   go_on = _hold_at(pod, 8)
   up = pod.start("up")
-  _wait_for_log(pod, "step 8/20")
-  pod.fault("describe", 5, "ERROR: Unable to connect to the server")
+  pod.wait_for(lambda: "step 8/20" in pod.output)
+  pod.fault("describe my-bert", 3, "ERROR: Unable to connect to the server")
   pod.wait_for(lambda: "unknown (ERROR: Unable to connect" in pod.output)
   go_on()
-  assert up.wait(120) == 0, pod.output
+  assert up.wait(60) == 0, pod.output
   assert len(pod.calls("resources create")) == 1
   _assert_finished(pod, pod.output)
 
 
-def test_ctrl_c_says_what_still_costs_and_up_goes_on(pod):
-  go_on = _hold_at(pod, 8)
-  up = pod.start("up")
-  _wait_for_log(pod, "step 8/20")
-  os.killpg(up.pid, signal.SIGINT)
-  assert up.wait(30) == 130
-  last = pod.output.splitlines()[-1]
-  assert "costs 19.20 an hour" in last
-  assert "pod.sh up" in last and "pod.sh delete" in last
-  assert pod.costing() == ["my-bert"]
-  go_on()
-  done = pod("up")
-  assert done.returncode == 0, done.stdout
-  assert len(pod.calls("resources create")) == 1
-  _assert_finished(pod, done.stdout)
-
-
+@pytest.mark.slow
 def test_up_killed_at_any_moment_goes_on_when_started_again(pod):
   """kill -9 after 0.3, 0.5, 0.8, ... seconds, until it comes to its end."""
   delay, kills = 0.3, 0
@@ -309,7 +370,7 @@ def test_up_killed_at_any_moment_goes_on_when_started_again(pod):
       kills += 1
       delay *= 1.6
   assert status == 0, pod.output
-  assert kills >= 3
+  assert kills >= 2
   _assert_finished(pod, pod.output)
   assert len(pod.calls("resources create")) <= 1 + pod.output.count("lost")
 
@@ -317,180 +378,113 @@ def test_up_killed_at_any_moment_goes_on_when_started_again(pod):
 def test_a_second_up_is_refused(pod):
   go_on = _hold_at(pod, 8)
   up = pod.start("up")
-  _wait_for_log(pod, "step 8/20")
+  pod.wait_for(lambda: "step 8/20" in pod.output)
   second = pod("up")
   assert second.returncode == 2
   assert f"already, as process {up.pid}" in second.stdout
   go_on()
-  assert up.wait(120) == 0, pod.output
-
-
-def test_a_run_beyond_the_budget_is_refused_before_it_costs_anything(pod):
-  pod.write_settings(BUDGET="20")
-  done = pod("up")
-  assert done.returncode == 2
-  assert "BUDGET is 20; expected at least 38.40" in done.stdout
-  assert pod.calls("create") == []
-
-
-def test_a_run_that_does_not_fit_is_refused(pod):
-  (pod.cloud / "plan.json").write_text('{"fits": false}')
-  done = pod("up")
-  assert done.returncode == 2
-  assert "does not fit in the memory of v5litepod-16" in done.stdout
-  assert pod.calls("create") == []
-
-
-def test_at_the_budget_up_saves_deletes_and_collects(pod):
-  _hold_at(pod, 8)
-  up = pod.start("up")
-  _wait_for_log(pod, "step 8/20")
-  # The slice came hours ago, as this computer's book has it.
-  ledger = pod.state / "ledger"
-  ledger.write_text(f"billed {int(time.time()) - 6 * 3600} 19.2\n")
-  assert up.wait(120) == 3, pod.output
-  assert "the budget of 100 is used up; saving" in pod.output
-  assert pod.steps() == [5, 8]  # SIGTERM saved the step it was at
-  assert pod.costing() == []
-  assert (pod.checkout / "runs/my-bert/checkpoints/8").is_dir()
-  again = pod("up")
-  assert again.returncode == 2 and "BUDGET is 100" in again.stdout
-  assert len(pod.calls("resources create")) == 1
-
-
-def test_the_budget_counts_all_slices_of_the_run(pod):
-  pod.state.mkdir(parents=True)
-  ledger = pod.state / "ledger"
-  ledger.write_text("billed 1000 19.2\nfree 4600\nbilled 9000 10\nfree 10800\n")
-  assert "24.20 spent of the budget of 100" in pod("status").stdout
+  assert up.wait(60) == 0, pod.output
 
 
 def test_training_that_fails_again_and_again_is_given_up(pod):
-  (pod.cloud / "fail_at_3").write_text("1")
+  (pod.cloud.folder / "fail_at_3").write_text("1")
   done = pod("up")
   assert done.returncode == 1
-  assert "3 of 3 without a new checkpoint" in done.stdout
-  assert "worker 1: it broke at step 3" in done.stdout
+  assert "3 of 3 times without a new checkpoint" in done.stdout
+  assert "it broke at step 3" in done.stdout
   assert pod.costing() == []
-  assert any((pod.workdir / "logs").iterdir())
+  assert any(pod.workdir.glob("slices/*/worker-0.log"))
 
 
+@pytest.mark.slow
 def test_training_that_gets_further_each_time_is_not_given_up(pod):
   """Four crashes, each after a new checkpoint."""
   for step in (6, 11, 16, 19):
-    (pod.cloud / f"fail_at_{step}").write_text("1")
+    (pod.cloud.folder / f"fail_at_{step}").write_text("1")
   up = pod.start("up")
+  log = pod.workdir / "slices"
   for step in (6, 11, 16, 19):
-    pod.wait_for(lambda s=step: f"last=it broke at step {s}" in pod.output)
-    (pod.cloud / f"fail_at_{step}").unlink()
-  assert up.wait(120) == 0, pod.output
+    pod.wait_for(
+      lambda s=step: any(
+        f"it broke at step {s}" in p.read_text() for p in log.glob("*/*.log")
+      )
+    )
+    (pod.cloud.folder / f"fail_at_{step}").unlink()
+  assert up.wait(60) == 0, pod.output
   _assert_finished(pod, pod.output)
 
 
 def test_a_mistake_in_the_settings_is_not_tried_again(pod):
   """Training's exit status 2."""
-  (pod.cloud / "fail_at_1").write_text("2")
+  (pod.cloud.folder / "fail_at_1").write_text("2")
   done = pod("up")
   assert done.returncode == 1
-  assert "training failed" in done.stdout and "2 of 3" not in done.stdout
+  assert "with status 2" in done.stdout and "(2 of 3" not in done.stdout
   assert pod.costing() == []
 
 
-def test_a_worker_with_another_version_is_named(pod):
-  (pod.cloud / "jax_of_worker_2").write_text("0.6.2")
+def test_a_setup_that_fails_is_tried_again_and_then_named(pod):
+  (pod.cloud.folder / "pip_fails").touch()
   done = pod("up")
   assert done.returncode == 1
-  assert "worker 2: has versions python 3.12.1 jax 0.6.2" in done.stdout
-  assert "worker 1: has" not in done.stdout
+  assert "last=pip: no network" in done.stdout
   assert pod.costing() == []
-
-
-def test_a_worker_that_did_not_start_is_started(pod):
-  """The others hang until all have come."""
-  _hold_at(pod, 8)
-  pod.fault("worker=3 .*start 3", 1, "Connection reset", status=1)
-  up = pod.start("up")
-  pod.wait_for(lambda: len(pod.calls("start 3")) == 2)
-  (pod.cloud / "hold_at_8").unlink()
-  assert up.wait(120) == 0, pod.output
-  _assert_finished(pod, pod.output)
-
-
-def test_deletion_is_tried_until_the_slice_is_gone(pod):
-  (pod.cloud / "states.json").write_text(
-    '["PROVISIONING", "PROVISIONING", "PROVISIONING", "ACTIVE"]'
-  )
-  assert pod("create").returncode == 0
-  done = pod("delete")
-  assert done.returncode == 0, done.stdout
-  assert "still starting (PROVISIONING)" in done.stdout
-  assert pod.costing() == []
-
-
-def test_a_slice_deletes_itself_when_the_budget_is_gone_and_nobody_comes(pod):
-  _hold_at(pod, 8)
-  for command in ("create", "status", "status", "status"):
-    assert pod(command).returncode == 0
-  # The budget's time is over, and the ten minutes that the guard adds.
-  over = 100 / 19.2 * 3600 + 600
-  (pod.state / "ledger").write_text(f"billed {int(time.time() - over)} 19.2\n")
-  assert pod("setup").returncode == 0
-  pod.wait_for(lambda: pod.costing() == [])
+  (log,) = pod.workdir.glob("slices/*/worker-0.log")
+  assert log.read_text().count("pip: no network") == 3
 
 
 def test_a_lockfile_of_a_killed_process_is_removed(pod):
-  for command in ("create", "status", "status", "status", "setup"):
-    assert pod(command).returncode == 0
-  home = pod.cloud / "workers/my-bert/1"
-  (home / "tmp/libtpu_lockfile").touch()
-  assert pod("train").returncode == 0
-  assert not (home / "tmp/libtpu_lockfile").exists()
-
-
-def test_stop_saves_and_training_goes_on_from_there(pod):
   go_on = _hold_at(pod, 8)
-  for command in ("create", "status", "status", "status", "setup", "train"):
-    assert pod(command).returncode == 0
-  _wait_for_log(pod, "step 8/20")
-  assert pod("stop").returncode == 0
-  assert pod.steps() == [5, 8]
+  up = pod.start("up")
+  pod.wait_for(lambda: "step 8/20" in pod.output)
+  (home,) = pod.cloud.folder.glob("machines/my-bert/*/0")
+  (home / "tmp/libtpu_lockfile").touch()
+  (pod.cloud.folder / "fail_at_9").write_text("1")
   go_on()
-  assert pod("train").returncode == 0
-  pod.wait_for(lambda: LAST_STEP in pod.steps())
+  pod.wait_for(lambda: not (home / "tmp/libtpu_lockfile").exists())
+  (pod.cloud.folder / "fail_at_9").unlink()
+  assert up.wait(60) == 0, pod.output
 
 
-def test_what_is_uploaded_holds_the_code_and_no_settings(pod):
-  for command in ("create", "status", "status", "status", "setup"):
-    assert pod(command).returncode == 0
-  home = pod.cloud / "workers/my-bert/3/bert"
-  assert (home / "bert_jax/train.py").is_file()
-  assert not (home / "launch/settings.sh").exists()
-  assert (home / "corpus/manifest.json").is_file()
-
-
-def test_a_missing_gcloud_or_installation_is_told_in_one_line(pod, tmp_path):
-  tools = tmp_path / "tools"
-  tools.mkdir()
-  for name in ("bash", "awk", "sed", "mkdir", "dirname", "cat"):
-    (tools / name).symlink_to(shutil.which(name))
-  pod.environment["PATH"] = str(tools)
+def test_stop_saves_deletes_and_up_goes_on_from_there(pod):
+  go_on = _hold_at(pod, 8)
+  up = pod.start("up")
+  pod.wait_for(lambda: "step 8/20" in pod.output)
+  done = pod("stop")
+  assert done.returncode == 0, done.stdout
+  assert up.wait(30) == 1
+  assert "stop was asked for" in pod.output
+  assert pod.steps() == [5, 8]
+  assert pod.costing() == []
+  go_on()
   done = pod("up")
-  assert done.returncode == 2 and "gcloud is not on PATH" in done.stdout
-  shutil.copy(ROOT / "tests/launch/fake_gcloud/bin/gcloud", tools)
-  pod.environment["PYTHON"] = ".venv/bin/python"
-  done = pod("up")
-  assert done.returncode == 2 and "launch/install.sh tpu" in done.stdout
+  assert done.returncode == 0, done.stdout
+  _assert_finished(pod, done.stdout)
 
 
-def test_the_plan_is_made_once(pod):
-  pod.write_settings(BUDGET="1")
-  pod("up")
-  (pod.cloud / "plan.json").write_text("not read again")
-  assert f"{PLAN['money']:.2f}" in pod("up").stdout
+def test_a_checkpoint_that_is_not_whole_is_never_the_newest(pod):
+  (pod.workdir / "checkpoints/7").mkdir(parents=True)
+  (pod.workdir / "checkpoints/7/manifest").touch()
+  assert "step 0 of 20" in pod("status").stdout
+  assert "no whole checkpoint" in pod("collect").stdout
+  assert pod("up").returncode == 0
+  shutil.rmtree(pod.checkout / "runs/my-bert")
+  (pod.workdir / "checkpoints/30").mkdir()
+  assert "step 20 is in runs/my-bert" in pod("collect").stdout
 
 
-def test_the_example_settings_hold_every_setting():
-  text = (ROOT / "launch/settings.example.sh").read_text()
-  known = (ROOT / "launch/pod_settings.sh").read_text()
-  names = re.search(r"settings_names=\(([^)]*)\)", known)[1].split()
-  assert sorted(re.findall(r"^([A-Z_]+)=", text, re.M)) == sorted(names)
+def test_an_unpinned_account_of_another_terminal_does_not_slip_in(pod):
+  pod.write_settings(ACCOUNT="me@example.com")
+  script = pod.checkout / "gcloud"
+  script.write_text(
+    'echo "$CLOUDSDK_CORE_ACCOUNT $CLOUDSDK_CORE_PROJECT" >&2\nexit 1\n'
+  )
+  script.chmod(0o755)
+  pod.environment["PATH"] = f"{pod.checkout}:{pod.environment['PATH']}"
+  assert "me@example.com some-project" in pod("up").stdout
+
+
+def test_collected_settings_find_the_corpus_here(pod):
+  assert pod("up").returncode == 0
+  config = json.loads((pod.checkout / "runs/my-bert/config.json").read_text())
+  assert (pod.checkout / config["corpus"]["dir"] / "manifest.json").is_file()

@@ -13,10 +13,9 @@ import sys
 import pytest
 import transformers
 
-from bert_jax.storage import metric_log
+from bert_jax import metrics
 from tests import texts
-from tests.launch.fake_gcloud import gcloud
-from tests.launch.fake_gcloud.pod import Pod
+from tests.launch.fake_gcloud.pod import HERE, Pod
 
 SETTINGS = (
   "--config.model.num_hidden_layers=1",
@@ -77,7 +76,7 @@ def _train_undisturbed(pod, workdir):
 
 def _losses(workdir):
   fields = ("loss", "mlm_loss", "nsp_loss", "grad_norm")
-  rows = metric_log.load_rows(workdir)
+  rows = metrics.load_rows(workdir)
   assert len({(r["split"], r["step"]) for r in rows}) == len(rows)
   return {(r["split"], r["step"]): [r[f] for f in fields] for r in rows}
 
@@ -88,7 +87,7 @@ def test_a_run_on_slices_that_are_taken_away_ends_as_if_nothing_had_been(
 ):
   pod = Pod(
     tmp_path,
-    sys.executable,
+    HERE / "bucket_python",
     OVERRIDES=f"({' '.join(SETTINGS)})",
     CORPUS="runs/my-bert/corpus",
     PRICE_PER_CHIP_HOUR="1.2",
@@ -100,20 +99,21 @@ def test_a_run_on_slices_that_are_taken_away_ends_as_if_nothing_had_been(
   texts.write_text(
     pod.checkout / "texts/text.txt", texts.make_documents(60, 12)
   )
-  pod.environment |= {
+  pod.cloud.environment |= {
     "PYTHONPATH": str(pod.checkout),
     "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
   }
+  pod.environment = pod.cloud.environment
   up = pod.start("up")
   try:
     pod.wait_for(lambda: pod.steps() or up.poll() is not None, 400)
-    gcloud.preempt(pod.name)
+    pod.cloud.preempt()
     assert pod.steps()[-1] < NUM_STEPS, pod.output
     assert up.wait(400) == 0, pod.output
   finally:
     up.kill()
-    pod.end()
+    pod.close()
   assert "lost (SUSPENDED)" in pod.output
   assert len(pod.calls("resources create")) == 2
   assert pod.costing() == []

@@ -32,6 +32,30 @@ def test_hashed_masks_of_other_keys_numbers_and_rows_are_unrelated():
   assert np.abs(pairs - 0.82).max() < 6 * (0.82 * 0.18 / 4096) ** 0.5
 
 
+def test_attention_masks_keep_their_share_at_every_head_query_and_key():
+  (words,) = dropout.draw_words(jax.random.key(3), 1, 32)
+  keep = np.asarray(dropout.draw_attention_keep(words, 0.1, 12, 64))
+  assert keep.mean() == pytest.approx(0.9, abs=4 * 0.3 / keep.size**0.5)
+  for axis in range(keep.ndim):
+    others = tuple(i for i in range(keep.ndim) if i != axis)
+    error = 0.3 / (keep.size / keep.shape[axis]) ** 0.5
+    assert np.abs(keep.mean(others) - 0.9).max() < 5 * error
+
+
+def test_attention_masks_of_heads_are_unrelated():
+  """Also of two heads that share the 32 bits of one hash."""
+  (words,) = dropout.draw_words(jax.random.key(1), 1, 16)
+  keep = np.asarray(dropout.draw_attention_keep(words, 0.1, 12, 64))
+  masks = keep.reshape(16, 12, -1)
+  agree = (masks[:, :, None] == masks[:, None]).mean(-1)
+  deviation = (0.82 * 0.18 / masks.shape[-1]) ** 0.5
+  pairs = agree[:, *np.triu_indices(12, 1)]
+  assert pairs.mean() == pytest.approx(0.82, abs=5 * deviation / 32)
+  assert np.abs(pairs - 0.82).max() < 6 * deviation
+  sharing = agree[:, range(0, 12, 2), range(1, 12, 2)]
+  assert sharing.mean() == pytest.approx(0.82, abs=5 * deviation / 96**0.5)
+
+
 def test_hashed_mask_does_not_depend_on_the_mesh():
   mesh = mesh_lib.create_mesh(default_config().mesh)
 

@@ -104,7 +104,8 @@ def _peer_loss(params, model, batch, dropout_key):
 
 def read_program(text, temporary_bytes, planned):
   """Reads any program as `plan` reads ours."""
-  cost = cost_lib.estimate(text, planned.rates)
+  torus = planned.torus(slices.describe_devices(planned))
+  cost = cost_lib.estimate(text, planned.rates, torus)
   return {
     "step_seconds": cost.seconds,
     "compute_seconds": cost.compute_seconds,

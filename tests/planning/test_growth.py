@@ -18,6 +18,7 @@ def report(seconds, links=0.0, gib=1.0):
     "bound_by": "links" if links > seconds else "matrix products",
     "work_part_seconds": {"attention": 0.25 * seconds, "rest": 0.75 * seconds},
     "kernel_seconds": 0.0,
+    "row_seconds": 0.0,
     "exposed_collective_seconds": links,
     "memory_bytes": {"activations": gib * 2**30, "total": gib * 2**30},
   }

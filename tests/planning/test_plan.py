@@ -11,11 +11,11 @@ import pytest
 from bert_jax.config import default_config
 from bert_jax.errors import UserError
 from bert_jax.planning import report as report_lib
-from bert_jax.planning import run_plan, slices
+from bert_jax.planning import run_plan, slices, step_plan
 
 CONFIG = """
 from bert_jax.config import default_config
-from tests.test_plan import small_config
+from tests.planning.test_plan import small_config
 
 def get_config():
   return small_config()
@@ -81,6 +81,9 @@ def test_the_real_step_compiles_for_a_slice_that_nobody_holds(planned):
   low, high = found["step_seconds_range"]
   assert low < found["step_seconds"] < high
   assert report["money"] == pytest.approx(4 * report["hours"])
+  # The compiler's instructions for a kernel this small outlast its products.
+  assert found["kernel_seconds"] > found["kernel_roofline_seconds"] > 0
+  assert found["row_seconds"] > 0
   # Gradients are reduced, and weights gathered, over the four chips.
   assert found["collective_count"].keys() >= {"all-reduce", "all-gather"}
   # Two float32 moments and the weights, mostly split in four.
@@ -99,7 +102,9 @@ def test_another_reading_of_the_program_finds_the_same(planned):
   bodies = {
     head.split(" ")[-1].lstrip("%") if "ENTRY" not in head else "ENTRY": body
     for head, body in re.findall(
-      r"^((?:ENTRY )?%?[\w.\-]+) \(.*\{\n((?:  .*\n)*)", text, re.MULTILINE
+      r"^((?:ENTRY )?%?[\w.\-]+) \(.*\{\n((?:(?:  |\"|}},).*\n)*)",
+      text,
+      re.MULTILINE,
     )
   }
 
@@ -129,6 +134,9 @@ def test_half_a_chip_is_a_device_and_a_whole_one_is_paid_for(name):
   assert (report["chips"], report["devices"]) == (4, 8)
   assert report["mesh"]["data"] == 8
   assert report["money"] == pytest.approx(4 * report["hours"])
+  # The compiler's instructions for a kernel this small outlast its products.
+  assert found["kernel_seconds"] > found["kernel_roofline_seconds"] > 0
+  assert found["row_seconds"] > 0
   phase = report["phases"]["phase1"]
   peak = {"v3-8": 4 * 123e12, "tpu7x-8": 4 * 2307e12}[name]
   assert phase["best_step_seconds"] == pytest.approx(
@@ -197,6 +205,21 @@ def test_the_command_searches_and_only_the_report_is_printed(tmp_path):
   assert lines[-4].startswith("fastest: v5e:2x2")
   assert re.search(r"--config\.mesh\.data=\d", lines[-3])
   assert all(line.startswith("plan: ") for line in done.stderr.splitlines())
+
+
+def test_an_overflow_of_vector_memory_is_one_line_that_says_what_to_do():
+  """The message is libtpu's, of a kernel with too many queries at once."""
+  message = (
+    "RESOURCE_EXHAUSTED: E1001: CompileTimeScopedVmemOom:\nRan out of memory "
+    "in memory space vmem while allocating on stack for %jvp__.1 = (bf16[1,"
+    "1536,128]{2,1,0:T(8,128)(2,1)}) custom-call(%copy). Scoped allocation "
+    "with size 21.19M and limit 16.00M exceeded scoped vmem limit by 5.19M."
+  )
+  with pytest.raises(
+    UserError, match=r"phase2 on v5e:4x4.*21.19M of 16.00M.*128"
+  ):
+    step_plan._read_overflow(message, {}, "phase2 on v5e:4x4")
+  assert step_plan._read_overflow("INTERNAL", {"memory_bytes": {}}, "") is None
 
 
 def test_an_unknown_slice_is_one_error_and_a_table():

@@ -1,10 +1,13 @@
 """Claims about the search for meshes; nothing is compiled here."""
 
+import re
+
 import pytest
 
 from bert_jax.config import default_config
 from bert_jax.errors import UserError
-from bert_jax.planning import search, slices
+from bert_jax.planning import report as report_lib
+from bert_jax.planning import run_plan, search, slices
 
 V5E = slices.find_slice("v5e:4x4")
 
@@ -42,6 +45,34 @@ def test_no_mesh_at_all_is_a_users_mistake():
   config.phase1.batch_size = 1
   with pytest.raises(UserError, match=r"\[1, 256\] sequences.*v5e:4x4"):
     search.search(config, [V5E], 3)
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"mesh.data": 3}, "config.mesh is 3x1x1.*product of 16"),
+    ({"mesh.model": 16}, "config.mesh.model is 16.*12 attention heads"),
+    ({"phase2.batch_size": 40}, "phase2.batch_size gives 40 rows"),
+  ],
+)
+def test_what_does_not_fit_the_slice_is_told_before_anything_compiles(
+  monkeypatch, changes, message
+):
+  def fail(*args):
+    raise AssertionError("a process was started")
+
+  monkeypatch.setattr(search, "run_jobs", fail)
+  config = default_config()
+  config.update_from_flattened_dict(changes)
+  with pytest.raises(UserError, match=message):
+    run_plan.plan(config, V5E)
+  report = run_plan.describe(
+    search.Candidate(config, V5E),
+    *search.plan_candidates([search.Candidate(config, V5E)]),
+    None,
+  )
+  text = report_lib.format_comparison({"candidates": [report], "left_out": 0})
+  assert re.search(r"v5e:4x4 \(v5litepod-16, 16 chips\) .*" + message, text)
 
 
 def test_two_devices_a_chip():

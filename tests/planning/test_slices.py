@@ -63,21 +63,19 @@ def test_every_generation_has_slices_of_4_to_256_chips():
 
 
 @pytest.mark.parametrize(
-  ("name", "links", "corner"),
+  ("name", "rings"),
   [
-    ("v5e:4x4", 4, 2),
-    ("v5e:2x2", 2, 2),
-    ("v5e:8x16", 4, 3),
-    ("v5e:16x16", 4, 4),
-    ("v4:2x2x1", 2, 2),
-    ("v4:2x4x4", 5, 3),
-    ("v4:4x4x4", 6, 6),
+    ("v5e:4x4", (False, False)),
+    ("v5e:8x16", (False, True)),
+    ("v5e:16x16", (True, True)),
+    ("v4:2x2x1", (False, False, False)),
+    ("v4:2x4x4", (False, False, False)),
+    ("v4:4x4x4", (True, True, True)),
   ],
 )
-def test_links_of_a_chip(name, links, corner):
+def test_dimensions_that_are_rings(name, rings):
   """v5e closes rings of 16 chips; v4 has them from a whole cube on."""
-  found = slices.find_slice(name)
-  assert (found.num_most_links, found.num_links) == (links, corner)
+  assert slices.find_slice(name).rings == rings
 
 
 @pytest.mark.parametrize("generation", slices.GENERATIONS)
@@ -97,7 +95,9 @@ def test_a_device_has_its_share_of_a_chip():
   rates = slices.find_slice("tpu7x:4x4x4").rates
   assert rates.peak_flops == 2307e12 / 2
   assert rates.hbm_bytes_per_second == 7380e9 / 2
-  assert rates.link_bytes_per_second * rates.num_links == 6 * 100e9 / 2
+  planned = slices.find_slice("tpu7x:2x2x1")
+  torus = planned.torus(slices.describe_devices(planned))
+  assert torus.link_bytes_per_second == 100e9 / 2
 
 
 def test_clocks_drive_a_whole_number_of_matrix_units():

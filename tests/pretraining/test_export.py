@@ -14,10 +14,10 @@ import transformers
 from etils import epath
 
 from bert_jax.config import default_config
-from bert_jax.data.tokenization import create_tokenizer
 from bert_jax.data.vocabulary import save_vocabulary
 from bert_jax.errors import UserError
 from bert_jax.inference import fillings
+from bert_jax.inference.pretraining_heads import MASKED_LM, load_model
 from bert_jax.model.bert import (
   BertForPreTraining,
   create_bert_config,
@@ -202,14 +202,8 @@ def test_our_fillings_are_the_pipelines(workdir, tmp_path):
   pipeline = transformers.pipeline("fill-mask", str(tmp_path / "hf"))
   theirs = pipeline("the river [MASK] the stone.", top_k=3)
   exporting.export(workdir, tmp_path / "all")
-  exported = load_init(tmp_path / "all")
-  ours = fillings.fill_mask(
-    exported.params,
-    exported.bert_config,
-    create_tokenizer(exported.vocab, exported.lowercase),
-    "the river [MASK] the stone.",
-    num_fillings=3,
-  )
+  model = load_model(str(tmp_path / "all"), MASKED_LM)
+  ((ours,),) = fillings.fill_masks(model, ["the river [MASK] the stone."], 3)
   assert [t["token_str"].replace(" ", "") for t in theirs] == [
     token.removeprefix("##") for token, _ in ours
   ]
@@ -232,3 +226,45 @@ def test_the_model_card_says_what_was_trained_and_measured(workdir, tmp_path):
 def test_a_folder_without_a_run_is_one_line(tmp_path):
   with pytest.raises(UserError, match="holds no run"):
     exporting.export(tmp_path, tmp_path / "hf")
+
+
+@pytest.mark.parametrize(
+  ("step", "lengths", "num_steps", "expected"),
+  [
+    (3, (16, 48), (4, 4), 16),
+    (4, (16, 48), (4, 4), 16),
+    (5, (16, 48), (4, 4), 48),
+    (0, (16, 48), (4, 4), 16),
+    (5, (32, 16), (4, 4), 32),
+    (3, (16, 40), (0, 4), 40),
+    (5, (16, 64), (9, 0), 16),
+  ],
+)
+def test_an_export_takes_texts_as_long_as_those_it_was_trained_on(
+  tmp_path, step, lengths, num_steps, expected
+):
+  """Positions behind them hold the random numbers of the first step."""
+  config = default_config()
+  config.model.max_position_embeddings = 48
+  for i, phase in enumerate((config.phase1, config.phase2)):
+    phase.update(max_seq_length=lengths[i], num_steps=num_steps[i])
+  assert exporting._trained_length(config, tmp_path, step) == expected
+
+
+def test_the_length_stands_in_the_tokenizer_and_on_the_card(workdir, tmp_path):
+  """The fixture's model has 48 positions; its phase 1 has length 128."""
+  exporting.export(workdir, tmp_path / "hf")
+  tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+  assert tokenizer.model_max_length == 48
+  assert (
+    "| longest input | 48 tokens" in (tmp_path / "hf/README.md").read_text()
+  )
+
+
+def test_every_checkpoint_can_be_exported_at_once(workdir, tmp_path):
+  assert tuple(exporting.export_all(workdir, tmp_path)) == STEPS
+  found = {step: load_init(str(tmp_path / str(step))).params for step in STEPS}
+  for step in STEPS:
+    exporting.export(workdir, tmp_path / "one", step=step)
+    one = load_init(str(tmp_path / "one")).params
+    jax.tree.map(np.testing.assert_array_equal, one, found[step])

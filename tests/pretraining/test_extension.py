@@ -67,26 +67,32 @@ def test_fewer_positions_and_kept_moments_are_refused():
     initialization.create_init("", 0, "reset", 16)
 
 
-@pytest.mark.parametrize(
-  ("sizes", "settings", "message"),
-  [
-    ({}, {"strip_accents": False}, "strip_accents=False; expected a model"),
-    ({"type_vocab_size": 1}, {}, "one token type"),
-  ],
-)
-def test_a_model_that_the_corpus_does_not_suit_is_refused(
-  tmp_path, sizes, settings, message
-):
+def test_a_model_that_takes_no_pairs_is_refused(tmp_path):
   folder = tmp_path / "model"
   vocab = tiny_bert.make_vocab()
-  tiny_bert.save(folder, transformers.BertModel, vocab, **sizes)
-  (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+  tiny_bert.save(folder, transformers.BertModel, vocab, type_vocab_size=1)
   init = initialization.create_init(str(folder))
-  with pytest.raises(UserError, match=message):
+  with pytest.raises(UserError, match="one token type"):
     initialization.begin(
       default_config(), epath.Path(tmp_path / "run"), init, Hosts()
     )
   assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("strip_accents", [None, True, False])
+def test_the_corpus_is_prepared_with_the_accents_of_the_model(
+  tmp_path, strip_accents
+):
+  folder, workdir = tmp_path / "model", epath.Path(tmp_path / "run")
+  tiny_bert.save(folder, transformers.BertModel, tiny_bert.make_vocab())
+  settings = {"strip_accents": strip_accents}
+  (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+  init = initialization.create_init(str(folder))
+  asked = default_config()
+  asked.corpus.strip_accents = not strip_accents
+  for given in (init, None):  # the second time from what the run keeps
+    config, _ = initialization.begin(asked, workdir, given, Hosts())
+    assert config.corpus.strip_accents is strip_accents
 
 
 def test_the_model_decides_on_the_larger_number_of_positions(tmp_path):

@@ -208,7 +208,7 @@ def test_unknown_words_may_be_chosen_and_are_always_changed():
   assert (after >= FIRST_WORD).all()
 
 
-def test_original_rule_draws_from_the_whole_vocabulary():
+def test_original_rule_draws_from_all_that_a_text_can_hold():
   ids = np.full((4000, 40), FIRST_WORD, np.int32)
   masked = mask(
     ids,
@@ -218,7 +218,24 @@ def test_original_rule_draws_from_the_whole_vocabulary():
     random_token="any",
   )
   drawn = masked["input_ids"][chosen_slots(masked, 40)]
-  assert set(drawn) == set(range(len(VOCAB)))
+  unused = {VOCAB.index("[unused0]"), VOCAB.index("[unused17]")}
+  assert set(drawn) == set(range(len(VOCAB))) - unused
+
+
+@pytest.mark.parametrize("random_token", ["different", "any"])
+def test_rows_that_no_text_yields_are_never_drawn(random_token):
+  """Those of a model with more embeddings than its vocabulary has tokens."""
+  vocab = [*SPECIAL, "one", "two", *(f"[row {i}]" for i in range(7, 40))]
+  ids = np.full((500, 40), vocab.index("one"), np.int32)
+  rules = {"mask_prob": 0.0, "random_prob": 1.0, "random_token": random_token}
+  masked = masking.mask_tokens(
+    jax.random.key(0),
+    ids,
+    np.full(500, 40, np.int32),
+    masking.create_masking_vocab(vocab),
+    **RULES | rules,
+  )
+  assert np.asarray(masked["input_ids"]).max() < 7
 
 
 def test_whole_words_are_chosen_whole_and_fill_the_budget():

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -55,6 +56,7 @@ def _environment(workdir):
   return os.environ | {
     "JAX_PLATFORMS": "cpu",
     "PYTHONPATH": str(ROOT),
+    "PYTHONUNBUFFERED": "1",
     "JAX_COMPILATION_CACHE_DIR": str(workdir.parents[1] / "compiled"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
   }
@@ -169,13 +171,35 @@ def test_sigterm_saves_the_step_it_is_at_and_exits_cleanly(
   process.send_signal(signal.SIGTERM)
   output, _ = process.communicate(timeout=120)
   assert process.returncode == 0, output
-  assert "stopped by SIGTERM" in output
+  seconds = re.search(
+    r"stopped by SIGTERM; state is saved, (.*) s after", output
+  )
+  assert 0 <= float(seconds[1]) < 60
   (saved,) = (int(p.name) for p in (workdir / "checkpoints").iterdir())
   assert saved == metric_log.load_rows(workdir)[-1]["step"] < NUM_STEPS
   done = _run("train", workdir, *SETTINGS, source)
   assert f"continuing after step {saved}" in done.stdout
   found = {k: v for k, v in _losses(finished).items() if k in _losses(workdir)}
   assert _losses(workdir) == found
+
+
+def test_sigterm_before_the_first_step_ends_with_one_line(tmp_path, source):
+  """While text is prepared or a program compiled there is nothing to save."""
+  process = _start_training(tmp_path / "run", source)
+  line = process.stdout.readline()
+  process.send_signal(signal.SIGTERM)
+  output = line + process.communicate(timeout=120)[0]
+  assert process.returncode == 0, output
+  assert "train: stopped by SIGTERM; start again to go on" in output
+  assert "Traceback" not in output
+
+
+def test_a_workdir_with_a_bracket_is_refused_before_any_work(tmp_path, source):
+  done = _run("train", tmp_path / "run[1]", *SETTINGS, source)
+  assert done.returncode == 2
+  assert "can't hold checkpoints" in done.stderr
+  assert len(done.stderr.splitlines()) == 1
+  assert not (tmp_path / "run[1]" / "corpus").exists()
 
 
 def test_a_finished_run_says_so(finished, source):

@@ -113,8 +113,8 @@ import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 16)
-from bert_jax import planning
-from bert_jax import run as run_lib
+from bert_jax.planning import step_plan
+from bert_jax.pretraining import run as run_lib
 
 for name, mesh in {cases}:
   config = importlib.import_module(f"configs.{{name}}").get_config()
@@ -122,7 +122,7 @@ for name, mesh in {cases}:
   config.phase1.batch_size = 32
   config.mesh.data, config.mesh.fsdp, config.mesh.model = mesh
   run = run_lib.create_planned_run(config, jax.devices())
-  planning.compile_step(run, "phase1")
+  step_plan.compile_step(run, "phase1")
 print("compiled", file=sys.stderr, flush=True)
 
 # A program that the compiler is known to warn of.

@@ -1,9 +1,13 @@
 """metrics.jsonl: flat rows, valid JSON, no rows of a future undone."""
 
 import json
+import struct
 
+import pytest
 from etils import epath
+from tensorboardX.proto import event_pb2
 
+from bert_jax.errors import UserError
 from bert_jax.storage import metric_log
 
 
@@ -39,6 +43,77 @@ def test_a_row_cut_short_by_a_kill_is_left_out(tmp_path):
   path = tmp_path / "metrics.jsonl"
   path.write_text(path.read_text()[:-20])
   assert [r["step"] for r in metric_log.load_rows(tmp_path)] == [1]
+  _write(tmp_path, [2], first_step=1)
+  assert [r["step"] for r in metric_log.load_rows(tmp_path)] == [1, 2]
+
+
+@pytest.mark.parametrize(
+  "line", [b"{", b"7", b"\xff\xfe", b"null", b'{"split": "train"}', b"[" * 9999]
+)
+def test_a_line_that_is_no_row_is_told_and_nothing_else_is_lost(
+  tmp_path, capsys, line
+):
+  _write(tmp_path, [1, 2, 3])
+  path = tmp_path / "metrics.jsonl"
+  lines = path.read_bytes().splitlines()
+  path.write_bytes(b"\n".join([lines[0], line, *lines[1:], b""]))
+  assert [r["step"] for r in metric_log.load_rows(tmp_path)] == [1, 2, 3]
+  assert "line 2 is no row of metrics" in capsys.readouterr().err
+  _write(tmp_path, [3], first_step=2)
+  assert line in path.read_bytes().splitlines()
+  assert [r["step"] for r in metric_log.load_rows(tmp_path)] == [1, 2, 3]
+
+
+def test_a_folder_in_the_place_of_the_file_is_named(tmp_path):
+  (tmp_path / "metrics.jsonl").mkdir()
+  with pytest.raises(UserError, match=r"metrics.jsonl is a folder"):
+    metric_log.load_rows(tmp_path)
+
+
+def test_a_disk_that_is_full_for_a_while_stops_nothing(
+  tmp_path, monkeypatch, capsys
+):
+  """The rows are written once there is room."""
+  monkeypatch.setattr(metric_log, "RETRY_SECONDS", 0.01)
+  append, failures = metric_log.MetricWriter._append, iter(range(3))
+
+  def fail_at_first(writer, lines):
+    if next(failures, None) is not None:
+      raise OSError(28, "No space left on device")
+    append(writer, lines)
+
+  monkeypatch.setattr(metric_log.MetricWriter, "_append", fail_at_first)
+  _write(tmp_path, [1, 2, 3])
+  assert [r["step"] for r in metric_log.load_rows(tmp_path)] == [1, 2, 3]
+  assert capsys.readouterr().out.count("can't be written for now") == 1
+
+
+def test_the_end_of_a_run_does_not_wait_for_ever(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(metric_log, "RETRY_SECONDS", 0.01)
+  monkeypatch.setattr(metric_log, "GIVE_UP_SECONDS", 0.1)
+
+  def fail(writer, lines):
+    raise OSError(5, "Input/output error")
+
+  monkeypatch.setattr(metric_log.MetricWriter, "_append", fail)
+  _write(tmp_path, [1])
+  assert "lacks the last rows" in capsys.readouterr().out
+
+
+def test_an_object_store_gets_many_rows_in_one_write(tmp_path, monkeypatch):
+  """A bucket takes about one write of an object a second."""
+  monkeypatch.setattr(metric_log, "is_remote", lambda path: True)
+  writes = []
+  write_all = metric_log.MetricWriter._write_all
+
+  def count(writer):
+    writes.append(len(writer._lines))
+    write_all(writer)
+
+  monkeypatch.setattr(metric_log.MetricWriter, "_write_all", count)
+  _write(tmp_path, range(1, 101))
+  assert [r["step"] for r in metric_log.load_rows(tmp_path)] == [*range(1, 101)]
+  assert len(writes) <= 4 and writes[-1] == 100
 
 
 def test_what_is_not_finite_becomes_null(tmp_path):
@@ -48,6 +123,22 @@ def test_what_is_not_finite_becomes_null(tmp_path):
   assert metric_log.load_rows(tmp_path)[0]["loss"] is None
 
 
+def _load_events(path):
+  """Reads an event file: records of length, CRC, bytes and CRC."""
+  content, events = path.read_bytes(), []
+  while content:
+    (length,) = struct.unpack_from("<Q", content)
+    events.append(event_pb2.Event.FromString(content[12 : 12 + length]))
+    content = content[16 + length :]
+  return events
+
+
 def test_tensorboard_gets_the_same_figures(tmp_path):
   _write(tmp_path, [1, 2])
-  assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
+  (path,) = (tmp_path / "tensorboard").glob("events.out.tfevents.*")
+  found = {
+    (value.tag, event.step): value.simple_value
+    for event in _load_events(path)
+    for value in event.summary.value
+  }
+  assert found == {("train/loss", 1): 1.0, ("train/loss", 2): 0.5}

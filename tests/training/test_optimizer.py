@@ -10,6 +10,7 @@ import pytest
 from bert_jax.config import default_config
 from bert_jax.model import bert
 from bert_jax.training import optimizer
+from tests.closeness import REORDERED, assert_close
 
 NUM_STEPS = 8
 
@@ -106,9 +107,7 @@ def test_updates_are_the_formula_with_clip_decay_and_schedule(
   expected = run_numpy(config, params, gradients)
   for ours, theirs in zip(actual, expected, strict=True):
     for path, value in theirs.items():
-      np.testing.assert_allclose(
-        ours[path], value, rtol=2e-5, atol=2e-6, err_msg=path
-      )
+      assert_close(ours[path], value, REORDERED, path)
 
 
 def test_clip_is_by_the_norm_of_all_gradients_not_by_its_square():

@@ -17,8 +17,10 @@ from bert_jax.sharding import compiler_options, devices, partitioning
 from bert_jax.sharding import mesh as mesh_lib
 from bert_jax.sharding import rows as rows_lib
 from bert_jax.training import step as step_lib
+from bert_jax.training import sums as sums_lib
 from bert_jax.training.optimizer import create_optimizer, create_schedule
 from bert_jax.training.train_state import create_train_state
+from tests.closeness import REORDERED, assert_trees_close
 
 VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"] + [
   f"w{i}" for i in range(195)
@@ -153,17 +155,12 @@ def test_gradients_are_the_same_on_every_mesh(mesh_sizes):
     return jax.device_get(moments)
 
   alone, spread = gradients((1, 1, 1)), gradients(mesh_sizes)
-  largest = max(abs(leaf).max() for leaf in jax.tree.leaves(alone))
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(b, a, atol=1e-5 * largest),
-    alone,
-    spread,
-  )
+  assert_trees_close(spread, alone, REORDERED)
 
 
 def _pretend_tpus(monkeypatch):
   """Makes the step take a TPU's way, its kernel interpreted."""
-  monkeypatch.setattr(partitioning, "is_tpu", lambda mesh: True)
+  monkeypatch.setattr(mesh_lib, "is_tpu", lambda mesh: True)
   monkeypatch.setattr(compiler_options, "TPU_OPTIONS", {})
 
   def platform():
@@ -181,6 +178,7 @@ def _pretend_tpus(monkeypatch):
   "mesh_sizes, dtype, tolerance",
   [
     ((1, 2, 2), "float32", 1e-5),
+    ((2, 1, 2), "float32", 1e-5),
     ((4, 1, 1), "bfloat16", 5e-3),
   ],
 )
@@ -204,11 +202,35 @@ def test_accumulated_gradients_are_those_of_the_whole_batch():
   for a, b in zip(whole, parts, strict=True):
     for name in a:
       np.testing.assert_allclose(b[name], a[name], rtol=2e-5, err_msg=name)
+  # Of moves of 1e-3 a step; Adam makes moves of roundings, too.
   jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(b, a, atol=2e-5),
+    lambda a, b: np.testing.assert_allclose(b, a, rtol=0, atol=2e-5),
     params,
     parts_params,
   )
+
+
+def test_gradients_of_many_micro_batches_add_up_in_float32():
+  """In bfloat16 the sum of 1,024 ones would stop at 256."""
+  objective = step_lib.Objective(
+    make_inputs=None,
+    loss_weights=lambda inputs: {"loss": jnp.float32(1)},
+    sums=lambda params, inputs, key: {
+      "loss": ((params[None] * inputs).astype("float32").sum(), jnp.float32(1))
+    },
+    dtype="bfloat16",
+    head_size=1,
+  )
+  grads, sums = step_lib._accumulate_gradients(
+    objective,
+    jnp.ones(3, jnp.bfloat16),
+    jnp.ones((1024, 3), jnp.bfloat16),
+    jax.random.key(0),
+    1024,
+  )
+  np.testing.assert_array_equal(np.asarray(grads, np.float32), 1024)
+  assert grads.dtype == jnp.bfloat16
+  assert sums["loss"][0] == 3 * 1024
 
 
 def test_the_loss_is_the_sum_of_both_and_the_rate_is_the_schedules():
@@ -240,18 +262,68 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count():
   assert after.step == 1 and after.skipped_steps == 1
   assert float(metrics["skipped_steps"]) == 1
   jax.tree.map(np.testing.assert_array_equal, before.params, after.params)
-  jax.tree.map(np.testing.assert_array_equal, before.opt_state, after.opt_state)
+  adam = [
+    jax.tree.leaves(state.opt_state, is_leaf=_is_adam)
+    for state in (before, after)
+  ]
+  (before_adam,), (after_adam,) = (filter(_is_adam, found) for found in adam)
+  jax.tree.map(np.testing.assert_array_equal, before_adam, after_adam)
 
 
-def test_evaluation_masks_depend_on_the_batch_number_alone():
-  """Two runs with different seeds are measured on the same masks."""
-  results = []
-  for seed in (0, 1):
+def _is_adam(node):
+  return isinstance(node, optax.ScaleByAdamState)
+
+
+def test_the_rate_of_an_update_follows_the_step_after_steps_without_one():
+  """Adam's first update is +-1 times the rate: 1.0 of the peak at step 1."""
+  config = _config(**{"optimizer.weight_decay": 0.0, "optimizer.eps": 1e-12})
+  state, train_step, mesh = _start(config, (1, 1, 1), 1)
+  start = jax.device_get(state.params)
+  broken = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), state.params)
+  for step in range(11):
+    batch = rows_lib.global_batch(mesh, _batch(config, step))
+    state, metrics = train_step(state.replace(params=broken), batch)
+    broken = state.params
+  assert int(state.skipped_steps) == 11
+  state, metrics = train_step(
+    state.replace(params=jax.tree.map(jnp.array, start)),
+    rows_lib.global_batch(mesh, _batch(config, 11)),
+  )
+  moved = np.abs(
+    np.asarray(state.params["bert"]["pooler"]["dense"]["kernel"])
+    - start["bert"]["pooler"]["dense"]["kernel"]
+  )
+  rate = float(metrics["learning_rate"])
+  assert rate == pytest.approx(1e-3 * (20 - 11) / 18)
+  np.testing.assert_allclose(np.median(moved), rate, rtol=1e-2)
+
+
+def test_evaluation_masks_depend_on_the_example_alone():
+  """Two runs of other seeds and batch sizes are measured on the same masks."""
+  totals = []
+  for seed, size in ((0, 16), (1, 16), (0, 4)):
     config = _config(seed=seed)
-    state, _, mesh = _start(config, (1, 1, 1), 1)
+    state, _, mesh = _start(_config(), (1, 1, 1), 1)
     eval_step = step_lib.make_eval_step(_objective(config), mesh, state.params)
-    batch = rows_lib.global_batch(mesh, _batch(config, 0))
-    results += [eval_step(state.params, batch, n) for n in (3, 3, 4)]
-  losses = [float(r["mlm_loss"][0]) for r in results]
-  assert losses[0] == losses[1] == losses[3]
-  assert losses[2] != losses[0]
+    rows = [_batch(config, number) for number in range(2)]
+    rows = {k: np.concatenate([batch[k] for batch in rows]) for k in rows[0]}
+    total = None
+    for number in range(32 // size):
+      part = {k: v[number * size :][:size] for k, v in rows.items()}
+      batch = rows_lib.global_batch(mesh, part)
+      total = sums_lib.add(total, eval_step(state.params, batch, number))
+    totals.append({k: float(v) for k, (v, _) in total.items()})
+  assert totals[0] == totals[1]
+  for name, value in totals[0].items():
+    assert totals[2][name] == pytest.approx(value, rel=1e-5), name
+
+
+def test_evaluation_masks_differ_among_examples():
+  config = _config()
+  state, _, mesh = _start(config, (1, 1, 1), 1)
+  eval_step = step_lib.make_eval_step(_objective(config), mesh, state.params)
+  batch = rows_lib.global_batch(mesh, _batch(config, 0))
+  losses = [
+    float(eval_step(state.params, batch, n)["mlm_loss"][0]) for n in (0, 1)
+  ]
+  assert losses[0] != losses[1]

@@ -59,6 +59,27 @@ def test_rates_leave_out_the_first_step_and_pauses():
   )
 
 
+def test_a_pause_begins_when_the_steps_under_way_have_ended():
+  """Else the time of these steps is left out and speed is too high."""
+
+  class Slow(Outputs):
+    def block_until_ready(self):
+      if not self._is_done:
+        time.sleep(0.2)
+        self._is_done = True
+      return self
+
+  clock = StepClock(8, 16, 100.0, 1000.0)
+  clock.count_step(Outputs(is_done=True))
+  clock.count_step(Slow(is_done=False))
+  before = clock.active_seconds
+  with clock.paused():
+    time.sleep(0.3)
+  assert clock.active_seconds - before == pytest.approx(0.2, abs=0.05)
+  rates = clock.rates(0.5)
+  assert rates["sequences_per_second"] == pytest.approx(8 / 0.2, rel=0.2)
+
+
 def test_arrays_of_a_step_say_whether_it_is_done():
   """As the clock asks them: true once the program has ended."""
   outputs = jax.jit(jnp.cos)(jnp.ones(8))

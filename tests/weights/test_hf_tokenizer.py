@@ -350,7 +350,10 @@ def test_a_sentence_transformers_folder_says_how_vectors_are_made(
   theirs.max_seq_length = 20
   theirs.save(str(tmp_path / "out"))
   found = pretrained.load_init(tmp_path / "out")
-  assert (found.pooling, found.normalizes) == (pooling, normalizes)
+  assert (found.modules.pooling, found.modules.normalizes) == (
+    pooling,
+    normalizes,
+  )
   assert found.max_length == 20
 
 
@@ -378,13 +381,13 @@ def test_sentence_modules_of_earlier_versions_are_read(model, tmp_path):
     kinds, {"pooling_mode_mean_tokens": True, "word_embedding_dimension": 8}
   )
   found = pretrained.load_init(folder)
-  assert (found.pooling, found.max_length) == ("mean", 16)
+  assert (found.modules.pooling, found.max_length) == ("mean", 16)
   write([*kinds, "Dense"], {"pooling_mode_mean_tokens": True})
   found = pretrained.load_init(folder)
-  assert found.pooling is None
+  assert found.modules.pooling is None
   assert any("Pooling, Dense, which is left out" in n for n in found.notes)
   write(kinds, {"pooling_mode_max_tokens": True})
-  assert pretrained.load_init(folder).pooling is None
+  assert pretrained.load_init(folder).modules.pooling is None
   (folder / "modules.json").write_text('[{"path": "../x", "type": "a.b"}]')
   with pytest.raises(UserError, match="expected one within"):
     pretrained.load_init(folder)

@@ -1,1 +1,1 @@
-"""A Google Cloud of folders and processes, for the tests of launch/."""
+"""A cloud of folders and processes, for the tests of launch/pod.sh."""

@@ -1,15 +1,13 @@
 """A checkout, its settings and a fake cloud, for the tests of launch/pod.sh."""
 
-import contextlib
 import json
 import os
 import pathlib
 import shutil
 import subprocess
-import sys
 import time
 
-from tests.launch.fake_gcloud import gcloud
+from tests.launch.fake_gcloud.cloud import FakeCloud
 
 ROOT = pathlib.Path(__file__).parents[3]
 HERE = pathlib.Path(__file__).parent
@@ -18,10 +16,10 @@ SETTINGS = {
   "PROJECT": "some-project",
   "ZONE": "us-west4-a",
   "NAME": "my-bert",
-  "ACCELERATOR_TYPE": "v5litepod-16",
-  "SPOT": "yes",
+  "ACCELERATOR_TYPE": "v5litepod-8",
+  "BUCKET": "gs://some-bucket",
   "CONFIG": "configs/quickstart.py",
-  "PRICE_PER_CHIP_HOUR": "1.2",
+  "PRICE_PER_CHIP_HOUR": "2.4",  # 8 chips cost as much as the 16 of PLAN
   "BUDGET": "100",
   "POLL_SECONDS": "0.1",
 }
@@ -31,11 +29,8 @@ class Pod:
   """One user's checkout and cloud; `pod(COMMAND)` runs launch/pod.sh."""
 
   def __init__(self, folder, python=HERE / "stub_python", **settings):
-    self.cloud = folder / "cloud"
+    self._started = []
     self.checkout = folder / "checkout"
-    self.bucket = folder / "bucket"
-    (self.cloud / "buckets").mkdir(parents=True)
-    self.bucket.mkdir()
     for name in ("bert_jax", "configs", "launch"):
       shutil.copytree(
         ROOT / name,
@@ -44,24 +39,23 @@ class Pod:
       )
     for name in ("setup.py", "README.md"):
       shutil.copy(ROOT / name, self.checkout / name)
-    self.settings = SETTINGS | {"BUCKET": str(self.bucket)} | settings
-    self.write_settings()
-    (self.cloud / "plan.json").write_text(json.dumps(PLAN))
-    self.name = self.settings["NAME"]
-    self.workdir = self._local(self.settings["BUCKET"]) / self.name
-    self.state = self.checkout / "runs/pod" / self.name
-    self.environment = os.environ | {
+    environment = os.environ | {
       "PATH": f"{HERE / 'bin'}:{os.environ['PATH']}",
       "PYTHON": str(python),
-      "FAKE_CLOUD": str(self.cloud),
       "FAKE_PYTHON": str(python),
-      "FAKE_GCLOUD_PYTHON": sys.executable,
-      "FAKE_WORKER": "none",
     }
-    gcloud.CLOUD = self.cloud
+    self.cloud = FakeCloud(folder / "cloud", environment)
+    self.environment = self.cloud.environment
+    self.settings = SETTINGS | settings
+    self.write_settings()
+    self.write_plan(PLAN)
+    self.name = self.settings["NAME"]
+    self.workdir = self.cloud.folder / "buckets/some-bucket" / self.name
+    self.state = self.checkout / "runs/pod" / self.name
 
-  def _local(self, bucket):
-    return self.cloud / "buckets" / bucket.removeprefix("gs://")
+  def write_plan(self, plan):
+    """Has `bert_jax.plan` print this."""
+    (self.cloud.folder / "plan.json").write_text(json.dumps(plan))
 
   def write_settings(self, **changes):
     """Writes the settings file; values starting with ( are bash arrays."""
@@ -73,7 +67,7 @@ class Pod:
     path = self.checkout / "launch/settings.sh"
     path.write_text("\n".join(lines) + "\n")
 
-  def __call__(self, *words, timeout=120):
+  def __call__(self, *words, timeout=60):
     """Runs a command to its end; standard error is in `stdout` too."""
     return subprocess.run(
       ["bash", "launch/pod.sh", *words],
@@ -89,8 +83,8 @@ class Pod:
 
   def start(self, *words):
     """Starts a command; `output` has what it said."""
-    with open(self.cloud / "output", "w") as f:
-      return subprocess.Popen(
+    with open(self.cloud.folder / "output", "w") as f:
+      process = subprocess.Popen(
         ["bash", "launch/pod.sh", *words],
         cwd=self.checkout,
         env=self.environment,
@@ -99,41 +93,48 @@ class Pod:
         stderr=subprocess.STDOUT,
         start_new_session=True,
       )
+    self._started.append(process)
+    return process
+
+  def close(self):
+    """Ends what was started here, and the cloud."""
+    for process in self._started:
+      process.kill()
+      process.wait()
+    self.cloud.close()
 
   @property
   def output(self):
     """What the started command has said so far."""
-    path = self.cloud / "output"
+    path = self.cloud.folder / "output"
     return path.read_text() if path.exists() else ""
 
-  def fault(self, match, times, stderr, status=1):
-    """Has the next `times` gcloud lines that match fail."""
-    path = self.cloud / "faults.json"
-    faults = json.loads(path.read_text()) if path.exists() else []
-    faults.append(
-      {"match": match, "times": times, "stderr": stderr, "status": status}
+  def fault(self, match, times=1, stderr="", status=1, seconds=0):
+    """Has the next `times` gcloud lines that match fail or hang."""
+    self.cloud.faults.append(
+      {
+        "match": match,
+        "times": times,
+        "stderr": stderr,
+        "status": status,
+        "seconds": seconds,
+      }
     )
-    path.write_text(json.dumps(faults))
 
-  def calls(self, match=""):
-    """Returns the gcloud lines so far that contain `match`."""
-    path = self.cloud / "calls.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    calls = [" ".join(json.loads(line)) for line in lines]
-    return [call for call in calls if match in call]
+  def calls(self, match="", who="user"):
+    """Returns the gcloud lines so far of the user that contain `match`."""
+    return [line for w, line in self.cloud.lines if w == who and match in line]
 
   def costing(self):
-    """Returns what is there that costs money by the hour."""
-    with gcloud.locked_state() as state:
-      return [*state["slices"], *state["groups"]]
+    """Returns the slices that are there or asked for."""
+    return sorted(name for _, _, name in self.cloud.slices)
 
   def steps(self):
-    """Returns the steps of the checkpoints in the bucket."""
-    folder = self.workdir / "checkpoints"
-    names = [p.name for p in folder.glob("*")]
-    return sorted(int(name) for name in names if name.isdigit())
+    """Returns the steps of the whole checkpoints in the bucket."""
+    found = self.workdir.glob("checkpoints/*/commit_success.txt")
+    return sorted(int(path.parent.name) for path in found)
 
-  def wait_for(self, condition, seconds=60):
+  def wait_for(self, condition, seconds=30):
     """Waits until a function of nothing says yes."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -141,11 +142,3 @@ class Pod:
         return
       time.sleep(0.02)
     raise AssertionError(f"never came: {self.output[-3000:]}")
-
-  def end(self):
-    """Ends what still runs on the workers."""
-    with gcloud.locked_state() as state:
-      names = [*state["slices"], *state["groups"]]
-    for name in names:
-      with contextlib.suppress(OSError):
-        gcloud._end_workers(name)

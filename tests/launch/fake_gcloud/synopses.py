@@ -41,26 +41,6 @@ SYNOPSES = {
   ),
   f"{_QUEUED} describe": _synopsis((1, 1), "--zone"),
   f"{_QUEUED} delete": _synopsis((1, 1), "--zone", "--force --async"),
-  f"{_QUEUED} ssh": _synopsis(
-    (1, 1),
-    "--zone --command",
-    "--node --worker --batch-size --tunnel-through-iap --internal-ip "
-    "--output-directory --ssh-flag",
-  ),
-  f"{_QUEUED} scp": _synopsis(
-    (2, 2),
-    "--zone",
-    "--node --worker --batch-size --tunnel-through-iap --internal-ip "
-    "--recurse --scp-flag",
-  ),
-  "compute tpus tpu-vm ssh": _synopsis(
-    (1, 1),
-    "--zone --command",
-    "--worker --internal-ip --output-directory --ssh-flag",
-  ),
-  "compute tpus tpu-vm scp": _synopsis(
-    (2, 2), "--zone", "--worker --internal-ip --recurse --scp-flag"
-  ),
   "compute resource-policies create workload-policy": _synopsis(
     (1, 1), "--type --region", "--accelerator-topology"
   ),
@@ -70,7 +50,8 @@ SYNOPSES = {
     "--machine-type --instance-template-region --image-family "
     "--image-project --maintenance-policy --boot-disk-size",
     "--scopes --service-account --no-address --provisioning-model "
-    "--instance-termination-action --max-run-duration",
+    "--instance-termination-action --max-run-duration --reservation-affinity "
+    "--metadata-from-file",
   ),
   "compute instance-templates delete": _synopsis((1, 1), "--region"),
   f"{_GROUPS} create": _synopsis(
@@ -80,14 +61,13 @@ SYNOPSES = {
   ),
   f"{_GROUPS} resize": _synopsis((1, 1), "--zone --size"),
   f"{_GROUPS} list-instances": _synopsis((1, 1), "--zone"),
+  f"{_GROUPS} list-errors": _synopsis((1, 1), "--zone", "--limit"),
   f"{_GROUPS} delete": _synopsis((1, 1), "--zone"),
-  "compute ssh": _synopsis(
-    (1, 1), "--zone --command", "--tunnel-through-iap --ssh-flag"
-  ),
-  "compute scp": _synopsis(
-    (2, 2), "--zone", "--tunnel-through-iap --recurse --scp-flag"
-  ),
+  "iam service-accounts describe": _synopsis((1, 1)),
+  "storage buckets describe": _synopsis((1, 1)),
   "storage ls": _synopsis((1, 1)),
+  "storage cat": _synopsis((1, 1), optional="--range --display-url"),
+  "storage rm": _synopsis((1, 1)),
   "storage cp": _synopsis((2, 2), optional="--recursive"),
   "storage rsync": _synopsis((2, 2), optional="--recursive"),
 }
@@ -100,10 +80,8 @@ _SWITCHES = frozenset(
     "--async",
     "--force",
     "--quiet",
-    "--tunnel-through-iap",
-    "--internal-ip",
-    "--recurse",
     "--recursive",
+    "--display-url",
     "--no-address",
   )
 )

@@ -1,0 +1,1 @@
+"""From files and data sets of all kinds to blocks of documents."""

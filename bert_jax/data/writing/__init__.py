@@ -1,0 +1,1 @@
+"""A corpus while it is written: by one machine or in parts, without copies."""

@@ -1,0 +1,166 @@
+"""Joins the processes of a run, and says who is being waited for."""
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+
+import jax
+from jax._src import distributed  # the key-value store has no public name
+
+from bert_jax.distributed import child_process, environment
+from bert_jax.distributed.hosts import Hosts, gather
+from bert_jax.distributed.watch import Watch
+
+# Set by a rehearsal: its process id, without which its processes end.
+PARENT = "BERT_JAX_REHEARSAL"
+# A host that is silent for so long is lost. Orbax's and XLA's own work never
+# keeps the watching thread from running for more than a few seconds.
+_HEARTBEAT_SECONDS = 60
+# Hosts of a slice start within minutes of one another, or not at all.
+_JOIN_SECONDS = 300
+_REMINDER_SECONDS = 30
+
+
+@contextlib.contextmanager
+def joined():
+  """Joins the processes of the run, and ends with all of them or with none.
+
+  To be entered before JAX looks for devices. Inside, processes other than the
+  first print nothing to standard output.
+
+  Yields:
+    `Hosts`.
+
+  Raises:
+    UserError: half of the environment variables are set.
+  """
+  if os.environ.get(PARENT):
+    child_process.end_with(int(os.environ[PARENT]))
+    _keep_stdout_from_gloo()
+  hosts = _join()
+  if hosts.is_alone:
+    yield hosts
+    return
+  with contextlib.ExitStack() as stack:
+    if not hosts.is_first:
+      nowhere = stack.enter_context(open(os.devnull, "w"))
+      stack.enter_context(contextlib.redirect_stdout(nowhere))
+    try:
+      for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _raise_interrupted)
+      yield hosts
+      hosts.gather(None)  # the coordinator must be the last to leave
+    except BaseException as e:
+      hosts.fail(e)
+  hosts.close()
+  jax.distributed.shutdown()
+
+
+def _raise_interrupted(number, frame):
+  del frame
+  raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+def _join():
+  """Returns the `Hosts` that this process belongs to."""
+  address, count, index = environment.given()
+  if count == 1 or (
+    address is None
+    and not (environment.is_on_tpu() or environment.is_task_of_several())
+  ):
+    return Hosts()
+  heartbeat = float(
+    os.environ.get("BERT_JAX_HEARTBEAT_SECONDS", _HEARTBEAT_SECONDS)
+  )
+  # `stopping` begins the preemption service, once there are steps to stop at.
+  with _telling_who_is_missing() as timeout, _without_preemption_service():
+    try:
+      jax.distributed.initialize(
+        address,
+        count,
+        index,
+        # Its errors end the process in C++, with more than one line. Here and
+        # below they are the second net.
+        initialization_timeout=timeout + 60,
+        heartbeat_timeout_seconds=int(2 * heartbeat),
+      )
+    except ValueError as e:
+      if address is None and "should be defined" in str(e):
+        return Hosts()  # a TPU outside of Google's cloud, on one host
+      raise
+  joined_as = distributed.global_state
+  index, count = joined_as.process_id, joined_as.num_processes
+  if count == 1:
+    return Hosts()
+  client, address = joined_as.client, joined_as.coordinator_address
+  names = gather(client, "names", index, count, socket.gethostname())
+  watch = Watch(client, address, index, names, heartbeat)
+  return Hosts(index, names, client, watch)
+
+
+@contextlib.contextmanager
+def _without_preemption_service():
+  name = "jax_enable_preemption_service"
+  jax.config.update(name, False)
+  yield
+  jax.config.update(name, True)
+
+
+@contextlib.contextmanager
+def _telling_who_is_missing():
+  """Says who is being waited for; ends the process when waiting is no use.
+
+  Yields:
+    seconds after which the process ends, int.
+  """
+  timeout = int(os.environ.get("BERT_JAX_JOIN_SECONDS", _JOIN_SECONDS))
+  came = threading.Event()
+
+  def tell():
+    waited = 0
+    while waited < timeout:
+      if came.wait(min(_REMINDER_SECONDS, timeout - waited)):
+        return
+      waited += min(_REMINDER_SECONDS, timeout - waited)
+      print(_missing(waited), file=sys.stderr, flush=True)
+    print(
+      f"error: the hosts of the slice did not all come within {timeout} s; "
+      "expected the command to be started on every one of them (gcloud ... "
+      "ssh --worker=all), and port "
+      f"{(distributed.global_state.coordinator_address or '8482')[-4:]} open",
+      file=sys.stderr,
+      flush=True,
+    )
+    os._exit(2)  # the waiting thread is in C++ and can't be woken
+
+  thread = threading.Thread(target=tell, daemon=True)
+  thread.start()
+  try:
+    yield timeout
+  finally:
+    came.set()
+    thread.join()
+
+
+def _missing(waited):
+  me = distributed.global_state
+  if me.coordinator_address is None:
+    return f"waiting for the slice's metadata, {waited} s so far"
+  others = "the others" if me.process_id == 0 else "host 0 and the others"
+  return (
+    f"waiting for {others}, {waited} s so far: this is host {me.process_id} of "
+    f"{me.num_processes}, which meet at {me.coordinator_address}; start the "
+    "command on every host (gcloud ... ssh --worker=all)"
+  )
+
+
+def _keep_stdout_from_gloo():
+  """Keeps what the CPU's collectives print in C++ from where Python prints."""
+  sys.stdout.flush()
+  sys.stdout = os.fdopen(os.dup(1), "w", 1)
+  nowhere = os.open(os.devnull, os.O_WRONLY)
+  os.dup2(nowhere, 1)
+  os.close(nowhere)

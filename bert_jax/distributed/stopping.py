@@ -1,0 +1,61 @@
+"""A common step at which all processes of a run stop for a signal.
+
+On a preemption one host gets SIGTERM, and every host must save the same step.
+JAX's preemption sync point agrees on it: whoever has the signal tells the
+coordination service, and all stop after the step that the fastest has begun.
+"""
+
+import os
+import signal
+
+from jax._src import distributed  # the sync point is begun by no public name
+from jax.experimental import multihost_utils
+
+# JAX's sync point listens to this signal alone.
+_PREEMPTION = signal.SIGTERM
+
+
+def make_stopping(hosts):
+  """Listens to SIGTERM and SIGINT from now on, instead of ending by them.
+
+  A second signal ends a process that is alone; one of several hosts goes on to
+  the common step.
+
+  Args:
+    hosts: `Hosts`; all of its processes call this.
+
+  Returns:
+    function of the step just dispatched, int, to the number of the signal to
+    stop for, or None. To be called at every step; it gives all processes the
+    same answer.
+  """
+  return _listen_alone() if hosts.is_alone else _listen_together()
+
+
+def _listen_alone():
+  caught = []
+
+  def note(number, frame):
+    del frame
+    caught.append(number)
+    signal.signal(number, signal.SIG_DFL)
+
+  for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, note)
+  return lambda step: caught[0] if caught else None
+
+
+def _listen_together():
+  # Not before: it takes the signal away from Python, and until the first step
+  # nobody would ask for the common one.
+  if distributed.global_state.preemption_sync_manager is None:
+    distributed.global_state.initialize_preemption_sync_manager()
+  signal.signal(
+    signal.SIGINT, lambda number, frame: os.kill(os.getpid(), _PREEMPTION)
+  )
+
+  def stopping(step):
+    reached = multihost_utils.reached_preemption_sync_point(step)
+    return _PREEMPTION if reached else None
+
+  return stopping

@@ -1,0 +1,58 @@
+"""What the commands write of texts: a JSON object on each line."""
+
+import json
+
+import tqdm
+from etils import epath
+
+from bert_jax.data.rows import iterate_rows
+from bert_jax.errors import UserError
+
+
+def rows_of(texts, input_path, text_key="text"):
+  """Returns the rows that a command line gives, in one of two ways.
+
+  Args:
+    texts: list of (text, second text or None) of the command line.
+    input_path: file, see `data.rows.iterate_rows`, or None.
+    text_key: key of the text in JSON records.
+
+  Returns:
+    iterable of (text, second text or None).
+
+  Raises:
+    UserError: neither was given, or both.
+  """
+  if bool(texts) == bool(input_path):
+    raise UserError("expected either --text or --input, a file of texts")
+  return iterate_rows(input_path, text_key) if input_path else iter(texts)
+
+
+def save(output, records):
+  """Writes records as they come; the file appears when it is whole.
+
+  Args:
+    output: path.
+    records: iterable of dicts.
+
+  Returns:
+    number of records.
+
+  Raises:
+    UserError: there are none.
+  """
+  output = epath.Path(output)
+  output.parent.mkdir(parents=True, exist_ok=True)
+  unfinished = output.parent / f"{output.name}.unfinished"
+  number = 0
+  try:
+    with unfinished.open("w") as f:
+      for record in tqdm.tqdm(records, unit="row", disable=None):
+        f.write(json.dumps(record, ensure_ascii=False) + "\n")
+        number += 1
+    if not number:
+      raise UserError("--input has no rows; expected at least one")
+    unfinished.replace(output)
+  finally:
+    unfinished.unlink(missing_ok=True)
+  return number

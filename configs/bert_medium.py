@@ -1,0 +1,23 @@
+"""BERT-medium, one of Google's miniatures (Turc et al. 2019, arXiv 1908.08962).
+
+  python -m bert_jax.train --config=configs/bert_medium.py --workdir=W \\
+    --config.corpus.source='texts/*.txt.gz'
+
+Hardware: COST
+Expected, as published for the paper's corpus (GLUE test):
+SST-2 89.6, MRPC F1 86.6, STS-B Pearson 80.4, MNLI 80.0.
+Nobody has run this file to its end yet.
+
+L 8, H 512, A 8: 41.4 M parameters; everything else as BERT-base.
+"""
+
+from bert_jax.config import default_config
+
+
+def get_config():
+  config = default_config()
+  config.model.hidden_size = 512
+  config.model.num_hidden_layers = 8
+  config.model.num_attention_heads = 8
+  config.model.intermediate_size = 2048
+  return config

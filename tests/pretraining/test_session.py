@@ -1,0 +1,84 @@
+"""What a run may go on with."""
+
+import types
+
+import jax
+import pytest
+
+from bert_jax.config import default_config
+from bert_jax.errors import UserError
+from bert_jax.pretraining import run as run_lib
+from bert_jax.pretraining import session
+
+
+def _check(step, begun, asked):
+  """Checks (phase 1, phase 2) step counts against those of a checkpoint."""
+  configs = []
+  for counts in (begun, asked):
+    config = default_config()
+    config.phase1.num_steps, config.phase2.num_steps = counts
+    configs.append(config)
+  run = types.SimpleNamespace(
+    config=configs[1], corpus=types.SimpleNamespace(fingerprint="text")
+  )
+  meta = {"config": configs[0].to_dict(), "corpus_fingerprint": "text"}
+  session._check_fits(run, types.SimpleNamespace(step=step), meta)
+
+
+@pytest.mark.parametrize(
+  ("step", "begun", "asked"),
+  [
+    (10, (24, 12), (30, 12)),  # phase 1 still runs
+    (10, (24, 12), (10, 12)),
+    (30, (24, 12), (24, 20)),  # phase 2 may always be extended
+    (24, (24, 0), (48, 0)),  # a finished run of one phase
+    (36, (24, 12), (24, 12)),
+  ],
+)
+def test_a_run_goes_on_with_other_steps_ahead_of_it(step, begun, asked):
+  _check(step, begun, asked)
+
+
+@pytest.mark.parametrize(
+  ("step", "begun", "asked", "expected"),
+  [
+    (30, (24, 12), (28, 12), "expected 24"),
+    (36, (24, 12), (20, 16), "expected 24"),
+    (24, (24, 12), (30, 12), "expected 24"),
+    (20, (24, 12), (10, 12), "expected at least 20"),
+  ],
+)
+def test_steps_that_are_done_can_not_be_undone(step, begun, asked, expected):
+  """The examples and the schedule of what is done were of that phase."""
+  with pytest.raises(UserError, match=f"phase1.num_steps is .*{expected}"):
+    _check(step, begun, asked)
+
+
+def test_another_corpus_is_refused():
+  run = types.SimpleNamespace(
+    config=default_config(), corpus=types.SimpleNamespace(fingerprint="b")
+  )
+  meta = {"config": default_config().to_dict(), "corpus_fingerprint": "a"}
+  with pytest.raises(UserError, match=r"trained on corpus a; .* found b"):
+    session._check_fits(run, types.SimpleNamespace(step=3), meta)
+
+
+def test_a_step_belongs_to_the_phase_that_makes_it():
+  config = default_config()
+  config.phase1.num_steps, config.phase2.num_steps = 24, 12
+  found = {step: run_lib.phase_of_step(config, step) for step in (0, 1, 24, 25)}
+  assert found == {0: "phase1", 1: "phase1", 24: "phase1", 25: "phase2"}
+  config.phase1.num_steps = 0
+  assert run_lib.phase_of_step(config, 1) == "phase2"
+
+
+def test_a_run_of_other_devices_can_be_read_on_those_that_are_here():
+  """A pod's mesh on a test's sixteen devices, its batches of 24 rows."""
+  config = default_config()
+  config.mesh.update(data=32, fsdp=8, model=1)
+  config.phase1.batch_size = config.phase2.batch_size = 24
+  with pytest.raises(UserError):
+    run_lib.create_mesh(config)
+  devices = run_lib._fit_to_devices(config, jax.devices())
+  assert len(devices) == 8
+  assert run_lib.create_mesh(config, devices).size == 8
