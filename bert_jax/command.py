@@ -40,12 +40,15 @@ def define_checkpoint_flags():
 
 
 def define_init_flags():
-  """Defines `--init`, `--extend_vocab` and `--init_optimizer`."""
+  """Defines `--init` and what is done with its model."""
   flags.DEFINE_string(
     "init", None, "Model to go on with: workdir, Hugging Face or TF1 folder."
   )
   flags.DEFINE_integer(
     "extend_vocab", 0, "Pieces of the text to add to the vocabulary of --init."
+  )
+  flags.DEFINE_integer(
+    "extend_positions", 0, "Positions that the model of --init shall have."
   )
   flags.DEFINE_enum(
     "init_optimizer",
@@ -56,9 +59,17 @@ def define_init_flags():
 
 
 def init_flags():
-  """Returns the (init, extend_vocab, init_optimizer) of the command line."""
+  """Returns the flags of `define_init_flags`.
+
+  They are init, extend_vocab, init_optimizer and extend_positions.
+  """
   args = flags.FLAGS
-  return args.init, args.extend_vocab, args.init_optimizer
+  return (
+    args.init,
+    args.extend_vocab,
+    args.init_optimizer,
+    args.extend_positions,
+  )
 
 
 def define_step_flag():

@@ -1,13 +1,15 @@
 """Writes a checkpoint as a folder that every Hugging Face tool loads.
 
     python -m bert_jax.export --workdir=W --output=H [--step=N|best|all] \\
-      [--heads=pretraining|mlm|encoder]
+      [--heads=pretraining|mlm|encoder] [--with_optimizer]
 
 `pretraining` holds everything and is the default; transformers 5 warns of
 tensors that a class does not use, so `mlm` (fill-mask) and `encoder`
 (sentence-transformers, feature extraction) leave out what theirs does not.
+`--with_optimizer` adds Adam's moments, in optimizer.safetensors.
 --step=all writes each checkpoint to a folder <H>/<step>. Damage of the exported
-weights is noticed; that of the optimizer's state is by bert_jax.train only.
+weights is noticed; that of the optimizer's state is only where it is read: by
+bert_jax.train and with `--with_optimizer`.
 """
 
 from absl import flags
@@ -21,14 +23,19 @@ def main(argv):
   """Runs the command."""
   del argv
   output, heads = command.path("output"), flags.FLAGS.heads
+  with_optimizer = flags.FLAGS.with_optimizer
   step = command.checkpoint_step(may_be_all=True)
   if step == "all":
-    for step in exporting.export_all(command.workdir(), output, heads):
+    for step in exporting.export_all(
+      command.workdir(), output, heads, with_optimizer
+    ):
       print(
         f"export: step {step:,} ({heads}) is in {output}/{step}", flush=True
       )
     return
-  step = exporting.export(command.workdir(), output, heads, step)
+  step = exporting.export(
+    command.workdir(), output, heads, step, with_optimizer
+  )
   print(
     f"export: step {step:,} ({heads}) is in {output}; load it with "
     f"transformers' {hf.HEADS[heads][0]}.from_pretrained"
@@ -39,4 +46,5 @@ if __name__ == "__main__":
   command.define_checkpoint_flags()
   flags.DEFINE_string("output", None, "Folder to write.")
   flags.DEFINE_enum("heads", "pretraining", list(hf.HEADS), "What to keep.")
+  flags.DEFINE_bool("with_optimizer", False, "Whether to add Adam's moments.")
   command.run(main)

@@ -101,8 +101,8 @@ class Examples:
       indices: int64 [B], any non-negative numbers.
 
     Returns:
-      dict of `input_ids` uint16 [B, L], `a_length` int32 [B] (tokens of A),
-      `length` int32 [B] (tokens in all, specials included) and
+      dict of `input_ids` [B, L] of the corpus' dtype, `a_length` int32 [B]
+      (tokens of A), `length` int32 [B] (tokens in all, specials included) and
       `next_sentence_labels` int32 [B] (0 is next, 1 random). Segment ids,
       attention mask and masked positions follow from these on the device.
     """

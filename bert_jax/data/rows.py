@@ -1,9 +1,10 @@
 """Reads rows of text for a model to look at: one text or pair a line."""
 
 import gzip
-import json
 import zlib
 
+from bert_jax.data.json_text import parse_json
+from bert_jax.data.regular_file import is_regular
 from bert_jax.errors import UserError
 from bert_jax.storage import paths
 
@@ -26,7 +27,15 @@ def iterate_rows(path, text_key):
   Raises:
     UserError: the file or one of its rows can't be read; names the row.
   """
+  try:
+    str(path).encode()
+  except UnicodeEncodeError:
+    raise UserError(
+      f"the name {str(path)!a} is not UTF-8; expected one that is"
+    ) from None
   path = paths.as_path(path)
+  if path.exists() and not is_regular(path):
+    raise UserError(f"{path} is a folder or a device; expected a file")
   if not path.name.endswith(SUFFIXES):
     raise UserError(f"{path} should end in {', '.join(SUFFIXES)}")
   is_json = path.name.removesuffix(".gz").endswith(".jsonl")
@@ -46,13 +55,13 @@ def _lines(path):
       lines = gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file
       for line in lines:
         yield line.rstrip(b"\r\n")
-  except (OSError, EOFError, zlib.error) as e:
+  except (OSError, EOFError, ValueError, zlib.error) as e:
     raise UserError(f"{path} can't be read: {e}") from None
 
 
 def _parse(line, text_key):
   """Returns the texts of a JSON record; raises ValueError without any."""
-  record = json.loads(line)
+  record = parse_json(line)
   if not isinstance(record, dict):
     raise ValueError(
       f"it is a JSON {type(record).__name__}; expected an object with text "
@@ -66,9 +75,4 @@ def _parse(line, text_key):
     )
   if not isinstance(pair, str | None):
     raise ValueError(f"{PAIR_KEY!r} is a {type(pair).__name__}; expected text")
-  return _whole(text), None if pair is None else _whole(pair)
-
-
-def _whole(text):
-  """Replaces half characters, which JSON can spell and UTF-8 can't."""
-  return text.encode("utf-8", "replace").decode("utf-8")
+  return text, pair

@@ -112,3 +112,8 @@ def split_plain(word):
     only the tokenizer knows how to cut.
   """
   return _PLAIN_PARTS.findall(word) if _PLAIN.fullmatch(word) else None
+
+
+def token_dtype(vocab_size):
+  """Returns the name of the smallest dtype that holds every token id."""
+  return "uint16" if vocab_size <= 2**16 else "uint32"

@@ -30,7 +30,7 @@ class BertForSequenceClassification(nn.Module):
     )
     key = None if deterministic else self.make_rng("dropout")
     (words,) = draw_words(key, 1, len(x))
-    x = dropout(x, self.config.hidden_dropout_prob, words)
+    x = dropout(x, self.config.output_dropout_prob, words)
     return _create_output(self.config, self.num_labels, "classifier")(x)
 
 
@@ -56,7 +56,7 @@ class BertForTokenClassification(nn.Module):
     )
     key = None if deterministic else self.make_rng("dropout")
     (words,) = draw_words(key, 1, len(input_ids))
-    x = dropout(hidden_states[-1], self.config.hidden_dropout_prob, words)
+    x = dropout(hidden_states[-1], self.config.output_dropout_prob, words)
     return _create_output(self.config, self.num_labels, "classifier")(x)
 
 

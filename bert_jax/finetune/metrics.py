@@ -14,6 +14,8 @@ from bert_jax.errors import UserError
 
 # "O" and "B-PER": tags that mark entities.
 _ENTITY_TAG = re.compile(r"O|[BIESLU]-.+")
+# seqeval knows the ends of entities as E and S, not as BILOU's L and U.
+_BILOU = re.compile(r"^[LU](?=-)")
 
 
 def check_libraries():
@@ -106,6 +108,10 @@ def marks_entities(tags):
   return all(_ENTITY_TAG.fullmatch(tag) for tag in tags)
 
 
+def _to_iobes(match):
+  return {"L": "E", "U": "S"}[match[0]]
+
+
 def tagging_metrics(labels, predictions, tags):
   """F1, precision and recall of whole entities, and accuracy of words.
 
@@ -119,6 +125,10 @@ def tagging_metrics(labels, predictions, tags):
   """
   from seqeval import metrics
 
+  labels, predictions = (
+    [[_BILOU.sub(_to_iobes, tag) for tag in row] for row in rows]
+    for rows in (labels, predictions)
+  )
   accuracy = {"accuracy": float(metrics.accuracy_score(labels, predictions))}
   if not marks_entities(tags):
     return accuracy

@@ -1,7 +1,6 @@
 """A model for a task: from `--init`, over data, to a Hugging Face folder."""
 
 import dataclasses
-import json
 import re
 
 import flax.traverse_util
@@ -11,7 +10,6 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from bert_jax.data.tokenization import create_tokenizer
 from bert_jax.errors import UserError
 from bert_jax.finetune import similarity
 from bert_jax.finetune.features import eval_batches
@@ -22,7 +20,7 @@ from bert_jax.sharding import mesh as mesh_lib
 from bert_jax.sharding import partitioning
 from bert_jax.sharding import rows as rows_lib
 from bert_jax.storage import paths
-from bert_jax.weights import hf, hf_folder, pretrained
+from bert_jax.weights import hf, hf_config, hf_folder, pretrained
 from bert_jax.weights.pretrained import Pretrained
 
 
@@ -96,6 +94,8 @@ def load_init(source, config):
   found = pretrained.load_init(source)
   if found.vocab is None:
     raise UserError(f"--init={source} has no vocabulary; expected a vocab.txt")
+  if config.data.text_b or config.task.kind == "question_answering":
+    found.check_pairs()
   positions = found.bert_config.max_position_embeddings
   if config.data.max_seq_length > positions:
     raise UserError(
@@ -111,8 +111,13 @@ def load_init(source, config):
 def _load_head(folder, names):
   """Reads the output layer of a Hugging Face folder."""
   folder = paths.as_path(folder)
-  saved = json.loads((folder / hf.CONFIG_FILE).read_text())
-  tensors = hf_folder.load_tensors(folder)
+  tensors, files = hf_folder.load_tensors(folder)
+  for name in names:
+    if tensors[name].ndim != 2 - name.endswith("bias"):
+      raise UserError(
+        f"{name} of {files[name]} has shape {tensors[name].shape}; expected "
+        "[labels, hidden_size] and a bias of [labels]"
+      )
   params = {
     name.replace(".weight", "/kernel").replace(".bias", "/bias"): np.array(
       tensors[name].T, np.float32, order="C"
@@ -123,12 +128,14 @@ def _load_head(folder, names):
   by_default = (
     "regression" if num_labels == 1 else "single_label_classification"
   )
-  id2label = saved.get("id2label") or {}
+  architecture, problem_type, labels = hf_config.load_head_settings(
+    folder / hf.CONFIG_FILE, num_labels
+  )
   return Head(
     params=flax.traverse_util.unflatten_dict(params, sep="/"),
-    architecture=(saved.get("architectures") or ["?"])[0],
-    problem_type=saved.get("problem_type") or by_default,
-    labels=tuple(id2label.get(str(i), f"LABEL_{i}") for i in range(num_labels)),
+    architecture=architecture,
+    problem_type=problem_type or by_default,
+    labels=labels,
   )
 
 
@@ -221,8 +228,7 @@ def encode(model, rows, *, labelled):
     UserError: a label is not one of the model's.
   """
   found = model.pretrained
-  tokenizer = create_tokenizer(found.vocab, found.lowercase)
-  features = model.kind.encode(rows, tokenizer, model.config)
+  features = model.kind.encode(rows, found.create_tokenizer(), model.config)
   if not labelled:
     return features
   labels = model.kind.labels(rows, features, model.labels)
@@ -360,6 +366,8 @@ def save_model(output_dir, params, model, model_card):
     model.bert_config,
     model.pretrained.vocab,
     lowercase=model.pretrained.lowercase,
+    strip_accents=model.pretrained.strip_accents,
+    added_tokens=model.pretrained.added_tokens,
     heads=model.kind.heads,
     model_card=model_card,
     max_length=max_length,

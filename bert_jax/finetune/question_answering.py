@@ -4,38 +4,17 @@ A context too long for the model is read through overlapping windows. Answers
 are spans of whole words of the original text, found by its characters.
 """
 
-import dataclasses
 import json
 
 import numpy as np
 
 from bert_jax.errors import UserError
-from bert_jax.finetune import metrics, readers
+from bert_jax.finetune import metrics, squad_file
 from bert_jax.finetune.features import create_features
 from bert_jax.storage import paths
 
 # Where a window points that holds no answer: [CLS].
 _NO_ANSWER = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-  """A question about a text.
-
-  Attributes:
-    where: source and question, for messages.
-    id: str.
-    question: str.
-    context: str.
-    label: tuple of (first character, text), the right answers; empty where
-      there is none, None where none is given.
-  """
-
-  where: str
-  id: str
-  question: str
-  context: str
-  label: tuple | None
 
 
 def read_rows(source, config, labelled):
@@ -52,39 +31,9 @@ def read_rows(source, config, labelled):
   Raises:
     UserError: it is no SQuAD file, or a question is not as it must be.
   """
-  path = paths.as_path(source)
-  try:
-    articles = json.loads(readers.read_text(path))["data"]
-    rows = [
-      _read_question(source, qa, paragraph["context"], labelled)
-      for article in articles
-      for paragraph in article["paragraphs"]
-      for qa in paragraph["qas"]
-    ]
-  except json.JSONDecodeError as e:
-    raise UserError(f"{source} is not JSON: {e}") from None
-  except (KeyError, TypeError) as e:
-    raise UserError(
-      f"{source} is not as SQuAD's files are: {e!r}; expected data, paragraphs "
-      "with context and qas, these with id and question"
-    ) from None
-  if not rows:
-    raise UserError(f"{source} has no questions; expected at least one")
+  rows = squad_file.read_questions(source, labelled)
   _check_rows(source, rows, config)
   return rows
-
-
-def _read_question(source, qa, context, labelled):
-  where = f"{source} question {qa['id']}"
-  context = readers.whole_text(context)
-  question = readers.whole_text(qa["question"])
-  if "answers" not in qa and not qa.get("is_impossible"):
-    if labelled:
-      raise UserError(f"{where} has no answers; expected a list")
-    return Row(where, str(qa["id"]), question, context, None)
-  answers = () if qa.get("is_impossible") else qa["answers"]
-  label = tuple((answer["answer_start"], answer["text"]) for answer in answers)
-  return Row(where, str(qa["id"]), question, context, label)
 
 
 def _check_rows(source, rows, config):
@@ -205,6 +154,7 @@ def _find_answer(context, start, text):
 
   Some files count bytes or code units: the text nearest to the place counts.
   """
+  start = max(start, 0)  # -1 is how some files say that it is not known
   if not text or context[start : start + len(text)] == text:
     return (start, start + len(text)) if text else None
   before = context.rfind(text, 0, start + len(text))

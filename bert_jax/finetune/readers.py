@@ -8,11 +8,13 @@ of its own in `question_answering.py`.
 import csv
 import dataclasses
 import io
-import json
 
 import numpy as np
 
+from bert_jax.data.json_text import parse_json
+from bert_jax.data.regular_file import is_regular
 from bert_jax.errors import UserError
+from bert_jax.finetune import values as values_lib
 from bert_jax.storage import paths
 
 # What an ending means, unless `data.format` says something else.
@@ -41,6 +43,18 @@ class Record:
   where: str
   values: dict
 
+  def text(self, column):
+    """Returns the text of a column; raises UserError if it is no text."""
+    return values_lib.as_text(self.get(column), self.where_is(column))
+
+  def texts(self, column):
+    """Returns a column's list of words or tags, a tuple of str."""
+    return values_lib.as_texts(self.get(column), self.where_is(column))
+
+  def where_is(self, column):
+    """Returns source, line and column, for messages."""
+    return f"{self.where}, column {column!r},"
+
   def get(self, column):
     """Returns the value of a column.
 
@@ -55,7 +69,9 @@ class Record:
     return self.values[column]
 
 
-def read_records(source, file_format="", has_header=True, default="tsv"):
+def read_records(
+  source, file_format="", has_header=True, default="tsv", columns=()
+):
   """Reads every row of a source.
 
   Args:
@@ -63,6 +79,8 @@ def read_records(source, file_format="", has_header=True, default="tsv"):
     file_format: one of `FORMATS`; "" goes by the ending.
     has_header: whether the first line of a table names the columns.
     default: the format of a file whose ending says nothing.
+    columns: those that will be asked for. If all of them are numbers, a first
+      line that is taken for the columns' names is told.
 
   Returns:
     list of `Record`, at least one.
@@ -82,7 +100,7 @@ def read_records(source, file_format="", has_header=True, default="tsv"):
       records = _conll_records(path, text)
     else:
       rows = _table_rows(path, text, file_format)
-      records = _table_records(path, rows, has_header)
+      records = _table_records(path, rows, has_header, columns)
   if not records:
     raise UserError(f"{source} has no rows; expected at least one")
   return records
@@ -113,11 +131,18 @@ def read_text(path):
     UserError: it is not there or not UTF-8; names the line.
   """
   try:
+    str(path).encode()
+    if path.exists() and not is_regular(path):
+      raise UserError(f"{path} is a folder or a device; expected a file")
     data = path.read_bytes()
-  except OSError as e:
+  except UnicodeEncodeError:
     raise UserError(
-      f"{path} can't be read: {e.strerror or e}; expected a file (see "
-      "--config.data)"
+      f"the name {str(path)!a} is not UTF-8; expected one that is"
+    ) from None
+  except (OSError, ValueError) as e:
+    raise UserError(
+      f"{path} can't be read: {getattr(e, 'strerror', None) or e}; expected a "
+      "file (see --config.data)"
     ) from None
   try:
     return data.decode("utf-8-sig")
@@ -127,11 +152,6 @@ def read_text(path):
       f"{path} line {line} is not UTF-8 (byte 0x{data[e.start]:02x}); expected "
       "UTF-8 text"
     ) from None
-
-
-def whole_text(text):
-  """Replaces half characters, which JSON can spell and UTF-8 can't."""
-  return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def split_lines(text):
@@ -167,12 +187,19 @@ def _table_rows(path, text, file_format):
     ) from None
 
 
-def _table_records(path, rows, has_header):
+def _table_records(path, rows, has_header, columns):
   records, header, num_columns = [], None, None
   for line, fields in rows:
     num_columns = num_columns or len(fields)
     if has_header and header is None:
       header = fields
+      for column in columns:
+        if header.count(column) > 1:
+          raise UserError(
+            f"{path} line {line} names the column {column!r} "
+            f"{header.count(column)} times; expected once"
+          )
+      _tell_header(path, header, columns)
       continue
     # Only in a table of one column is an empty line a row.
     if fields == [""] and num_columns > 1:
@@ -193,6 +220,17 @@ def _table_records(path, rows, has_header):
   return records
 
 
+def _tell_header(path, header, columns):
+  """Says which line is no row where nothing shows that it is none."""
+  numbers = columns and all(c.lstrip("-").isdecimal() for c in columns)
+  if numbers and not set(columns) <= set(header):
+    print(
+      f"data: the first line of {path} is taken for the names of its columns, "
+      f"{', '.join(header)[:60]!r} (if it is a row: "
+      "--config.data.header=False)"
+    )
+
+
 def _numbered(fields):
   """Returns {"1": first, ..., "-1": last}."""
   forward = {str(i): field for i, field in enumerate(fields, 1)}
@@ -206,9 +244,9 @@ def _json_records(path, text):
       continue
     where = f"{path} line {number}"
     try:
-      values = json.loads(line)
-    except json.JSONDecodeError as e:
-      raise UserError(f"{where} is not JSON: {e.msg}") from None
+      values = parse_json(line)
+    except ValueError as e:
+      raise UserError(f"{where} can't be read: {e}") from None
     if not isinstance(values, dict):
       raise UserError(f"{where} is {line.strip()[:40]!r}; expected an object")
     records.append(Record(where, values))
@@ -284,7 +322,7 @@ def _plain(value, feature):
   if np.ndim(value):
     return [_plain(v, inner) for v in value]
   if isinstance(value, bytes):
-    return value.decode()
+    return value.decode("utf-8", "replace")
   if isinstance(inner, tfds.features.ClassLabel):
     # -1 is how GLUE says that a label is kept secret.
     return None if value < 0 else inner.int2str(int(value))

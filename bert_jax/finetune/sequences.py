@@ -2,12 +2,11 @@
 
 import dataclasses
 import json
-import math
 
 import numpy as np
 
 from bert_jax.errors import UserError
-from bert_jax.finetune import metrics, readers
+from bert_jax.finetune import metrics, readers, values
 from bert_jax.finetune.features import create_features
 from bert_jax.storage import paths
 
@@ -47,10 +46,12 @@ def read_rows(source, config, labelled):
   if data.format == "lines" and not labelled:
     lines = readers.read_lines(source)
     return [_line_row(where, line, len(columns)) for where, line in lines]
-  records = readers.read_records(source, data.format, data.header)
+  records = readers.read_records(
+    source, data.format, data.header, columns=(*columns, data.label)
+  )
   rows = []
   for record in records:
-    texts = tuple(_text(record.get(column)) for column in columns)
+    texts = tuple(record.text(column) for column in columns)
     value = (
       record.get(data.label) if labelled else record.values.get(data.label)
     )
@@ -73,33 +74,18 @@ def _line_row(where, line, num_texts):
   return Row(where, texts, None)
 
 
-def _text(value):
-  return "" if value is None else readers.whole_text(str(value))
-
-
 def _class_label(value, data, where):
-  del data, where
-  return str(value).strip() or None
+  del data
+  return values.as_label(value, where)
 
 
 def _multilabel_label(value, data, where):
-  del where
-  if not isinstance(value, list):
-    value = str(value).split(data.label_separator)
-  return tuple(filter(None, (str(v).strip() for v in value)))
+  return values.as_labels(value, data.label_separator, where)
 
 
 def _number_label(value, data, where):
   del data
-  if value == "":
-    return None
-  try:
-    number = float(value)
-  except (TypeError, ValueError):
-    number = math.nan
-  if not math.isfinite(number):
-    raise UserError(f"{where} has label {value!r}; expected a number")
-  return number
+  return values.as_number(value, where)
 
 
 # How each kind of task understands the label column.
@@ -112,19 +98,17 @@ LABELS = {
 
 def class_names(rows):
   """Returns the classes of labelled rows, sorted, numbers by their value."""
-  return sort_names({row.label for row in rows})
+  return values.sort_names({row.label for row in rows})
 
 
 def multilabel_names(rows):
   """Returns the labels of labelled rows, sorted."""
-  return sort_names({label for row in rows for label in row.label})
-
-
-def sort_names(names):
-  """Sorts labels; where all of them are numbers, by their value."""
-  if all(name.lstrip("-").isdecimal() for name in names):
-    return tuple(sorted(names, key=int))
-  return tuple(sorted(names))
+  labels = {label for row in rows for label in row.label}
+  if not labels:
+    raise UserError(
+      f"{rows[0].where} and the rows after it have no labels; expected some"
+    )
+  return values.sort_names(labels)
 
 
 def number_name(rows):
@@ -148,6 +132,12 @@ def encode(rows, tokenizer, config):
   texts = [row.texts if len(row.texts) == 2 else row.texts[0] for row in rows]
   encodings = tokenizer.encode_batch(texts)
   tokenizer.no_truncation()
+  num_cut = sum(bool(encoding.overflowing) for encoding in encodings)
+  if num_cut:
+    print(
+      f"data: {num_cut:,} of {len(rows):,} rows are cut at "
+      f"{config.data.max_seq_length} tokens"
+    )
   return create_features(
     [encoding.ids for encoding in encodings],
     config.data,

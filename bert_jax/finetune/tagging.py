@@ -11,7 +11,8 @@ import numpy as np
 from bert_jax.errors import UserError
 from bert_jax.finetune import metrics, readers
 from bert_jax.finetune.features import IGNORED, create_features
-from bert_jax.finetune.sequences import find_label, sort_names
+from bert_jax.finetune.sequences import find_label
+from bert_jax.finetune.values import sort_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,28 +51,20 @@ def read_rows(source, config, labelled):
     return [Row(where, tuple(line.split()), None) for where, line in lines]
   rows = []
   for record in readers.read_records(source, data.format, default="conll"):
-    words = _strings(record, data.text_a)
+    words = record.texts(data.text_a)
     if not labelled and data.label not in record.values:
       rows.append(Row(record.where, words, None))
       continue
-    tags = _strings(record, data.label)
+    tags = record.texts(data.label)
     if len(tags) != len(words):
       raise UserError(
         f"{record.where} has {len(words)} words and {len(tags)} tags; expected "
         "as many of both"
       )
     rows.append(Row(record.where, words, tags))
+  if labelled and not any(row.words for row in rows):
+    raise UserError(f"{source} has no words in any row; expected some")
   return rows
-
-
-def _strings(record, column):
-  values = record.get(column)
-  if not isinstance(values, list):
-    raise UserError(
-      f"{record.where} has {values!r} in column {column!r}; expected a list of "
-      "words or tags"
-    )
-  return tuple(readers.whole_text(str(value)) for value in values)
 
 
 def tag_names(rows):

@@ -12,17 +12,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from bert_jax.config import default_config
 from bert_jax.data.rows import iterate_rows
-from bert_jax.data.tokenization import create_tokenizer
 from bert_jax.errors import UserError
 from bert_jax.inference import batching
 from bert_jax.inference.embeddings_file import (
   SUFFIXES,
   Embedded,
   save_embeddings,
-)
-from bert_jax.inference.sentence_folder import (
-  SentenceFolder,
-  load_sentence_folder,
 )
 from bert_jax.model import pooling as pooling_lib
 from bert_jax.model.bert import BertModel, segment_inputs
@@ -107,16 +102,11 @@ def create_embedder(pretrained, layers, pooling, max_length, batch_size):
     UserError: no vocabulary, or a setting that the model can't serve.
   """
   config = pretrained.bert_config
-  if pretrained.vocab is None:
-    raise UserError(
-      f"{pretrained.source} has no vocabulary; expected a vocab.txt"
-    )
   chosen = parse_layers(layers, config.num_hidden_layers)
-  folder = None if pooling else load_sentence_folder(pretrained.source)
-  if folder is None:
-    folder = SentenceFolder(pooling or "mean", None, normalize=False)
-  if max_length is None:
-    max_length = folder.max_length or pretrained.max_length
+  normalize = False
+  if not pooling:
+    pooling, normalize = _find_pooling(pretrained)
+  max_length = pretrained.max_length if max_length is None else max_length
   if not 4 <= max_length <= config.max_position_embeddings:
     raise UserError(
       f"--max_length={max_length}; expected 4 to "
@@ -124,7 +114,7 @@ def create_embedder(pretrained, layers, pooling, max_length, batch_size):
     )
   if batch_size < 1:
     raise UserError(f"--batch_size={batch_size}; expected at least 1")
-  tokenizer = create_tokenizer(pretrained.vocab, pretrained.lowercase)
+  tokenizer = pretrained.create_tokenizer()
   tokenizer.enable_truncation(max_length)
   mesh = mesh_lib.create_mesh(default_config().mesh)
   return Embedder(
@@ -132,12 +122,28 @@ def create_embedder(pretrained, layers, pooling, max_length, batch_size):
     max_length=max_length,
     batch_size=-(-batch_size // mesh.size) * mesh.size,
     width=len(chosen) * config.hidden_size,
-    pooling=folder.pooling,
-    step=_make_step(mesh, config, pretrained.params["bert"], chosen, folder),
+    pooling=pooling,
+    step=_make_step(
+      mesh, config, pretrained.params["bert"], chosen, pooling, normalize
+    ),
   )
 
 
-def _make_step(mesh, config, params, layers, folder):
+def _find_pooling(pretrained):
+  """Returns (pooling, whether vectors are scaled to length 1) of a source."""
+  modules = pretrained.modules
+  if modules is None:
+    return "mean", False
+  if modules.problem:
+    raise UserError(
+      f"{modules.problem}; expected Transformer, Pooling by "
+      f"{' or '.join(pooling_lib.POOLINGS)}, and Normalize (set --pooling to "
+      "embed in another way)"
+    )
+  return modules.pooling, modules.normalizes
+
+
+def _make_step(mesh, config, params, layers, pooling, normalize):
   whole = NamedSharding(mesh, PartitionSpec())
   rows = rows_lib.batch_sharding(mesh)
   body = {k: v for k, v in params.items() if k != "pooler"}
@@ -149,9 +155,9 @@ def _make_step(mesh, config, params, layers, folder):
       {"params": params}, input_ids, types, mask, deterministic=True
     )
     x = jnp.concatenate([hidden_states[layer] for layer in layers], axis=-1)
-    if folder.pooling != "tokens":
-      x = pooling_lib.pool(x, mask, folder.pooling)
-    if folder.normalize:
+    if pooling != "tokens":
+      x = pooling_lib.pool(x, mask, pooling)
+    if normalize:
       x = x / jnp.linalg.norm(x, axis=-1, keepdims=True)
     return x
 
@@ -211,10 +217,12 @@ def _embed_window(embedder, window):
   return results
 
 
-def _checked(rows, path):
-  """Yields rows; raises UserError if there is none."""
+def _checked(rows, path, pretrained):
+  """Yields rows; raises UserError for none, or pairs that can't be told."""
   row = None
   for row in rows:
+    if row[1] is not None:
+      pretrained.check_pairs()
     yield row
   if row is None:
     raise UserError(f"{path} is empty; expected one text a line")
@@ -257,7 +265,7 @@ def embed_file(
   embedder = create_embedder(
     pretrained, layers, pooling, max_length, batch_size
   )
-  rows = _checked(iterate_rows(input_path, text_key), input_path)
+  rows = _checked(iterate_rows(input_path, text_key), input_path, pretrained)
   num_cut = 0
 
   def embedded():

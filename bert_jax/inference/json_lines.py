@@ -3,10 +3,10 @@
 import json
 
 import tqdm
-from etils import epath
 
 from bert_jax.data.rows import iterate_rows
 from bert_jax.errors import UserError
+from bert_jax.storage import paths
 
 
 def rows_of(texts, input_path, text_key="text"):
@@ -41,18 +41,12 @@ def save(output, records):
   Raises:
     UserError: there are none.
   """
-  output = epath.Path(output)
-  output.parent.mkdir(parents=True, exist_ok=True)
-  unfinished = output.parent / f"{output.name}.unfinished"
   number = 0
-  try:
+  with paths.replaced_file(output) as unfinished:
     with unfinished.open("w") as f:
       for record in tqdm.tqdm(records, unit="row", disable=None):
         f.write(json.dumps(record, ensure_ascii=False) + "\n")
         number += 1
     if not number:
       raise UserError("--input has no rows; expected at least one")
-    unfinished.replace(output)
-  finally:
-    unfinished.unlink(missing_ok=True)
   return number

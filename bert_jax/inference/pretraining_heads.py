@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import tokenizers
 
-from bert_jax.data.tokenization import create_tokenizer
 from bert_jax.errors import UserError
 from bert_jax.inference import batching
 from bert_jax.model.bert import (
@@ -96,11 +95,13 @@ def load_model(source, head):
       f"{source} has a {untied[0]} of its own; expected the word embeddings "
       "there (tie_word_embeddings: true)"
     )
+  if head == NEXT_SENTENCE:
+    pretrained.check_pairs()
   return PretrainingModel(
     source=source,
     config=config,
     params=params,
-    tokenizer=create_tokenizer(pretrained.vocab, pretrained.lowercase),
+    tokenizer=pretrained.create_tokenizer(),
     vocab=pretrained.vocab,
     max_length=config.max_position_embeddings,
   )

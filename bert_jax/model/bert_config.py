@@ -21,6 +21,8 @@ class BertConfig:
     hidden_act: "gelu" (erf) or "gelu_new" (tanh, as the original code).
     hidden_dropout_prob: after the embeddings and both sublayers.
     attention_probs_dropout_prob: on the attention probabilities.
+    classifier_dropout: before the output layer of a fine-tuned model; None
+      takes hidden_dropout_prob.
     max_position_embeddings: longest sequence.
     type_vocab_size: T.
     initializer_range: sigma of the truncated normal, before the cut.
@@ -39,12 +41,20 @@ class BertConfig:
   hidden_act: str = "gelu"
   hidden_dropout_prob: float = 0.1
   attention_probs_dropout_prob: float = 0.1
+  classifier_dropout: float | None = None
   max_position_embeddings: int = 512
   type_vocab_size: int = 2
   initializer_range: float = 0.02
   layer_norm_eps: float = 1e-12
   dtype: str = "float32"
   remat: bool = False
+
+  @property
+  def output_dropout_prob(self):
+    """Dropout before the output layer of a fine-tuned model."""
+    if self.classifier_dropout is None:
+      return self.hidden_dropout_prob
+    return self.classifier_dropout
 
   @property
   def head_size(self):

@@ -3,17 +3,23 @@
 import json
 import os
 
-from bert_jax.config import num_train_steps
+from bert_jax.config import default_config, num_train_steps
 from bert_jax.data.vocabulary import load_vocabulary
 from bert_jax.errors import UserError
 from bert_jax.model.bert import create_bert_config
-from bert_jax.pretraining import initialization
+from bert_jax.pretraining import initialization, learning_curve, moments
 from bert_jax.pretraining import run as run_lib
+from bert_jax.sharding import mesh as mesh_lib
 from bert_jax.storage import checkpoints, metric_log, paths
 from bert_jax.storage import workdir as workdir_lib
 from bert_jax.weights import hf
 from bert_jax.weights.pretrained import load_run_params
 
+_CURVE = """
+![learning curve](curve.png)
+
+The figures of every step that was logged are in `metrics.jsonl`.
+"""
 _MODEL_CARD = """\
 ---
 library_name: transformers
@@ -46,7 +52,7 @@ feed-forward {intermediate_size}, {hidden_act} |
 ## Held-out figures
 
 {held_out}
-
+{curve}
 ## What it is not good for
 
 It repeats what its text says and how it says it, with the biases and errors of
@@ -56,7 +62,9 @@ Licence: the text's licence decides; fill in the `license` field above.
 """
 
 
-def export(workdir, output, heads="pretraining", step=None):
+def export(
+  workdir, output, heads="pretraining", step=None, with_optimizer=False
+):
   """Exports a checkpoint.
 
   Args:
@@ -64,6 +72,8 @@ def export(workdir, output, heads="pretraining", step=None):
     output: folder to write; an earlier export is replaced.
     heads: a key of `hf.HEADS`.
     step: int, or "best"; the newest checkpoint by default.
+    with_optimizer: whether Adam's moments come along, in
+      optimizer.safetensors.
 
   Returns:
     the step exported, int.
@@ -77,6 +87,13 @@ def export(workdir, output, heads="pretraining", step=None):
   bert_config = create_bert_config(config, len(vocab))
   step, params = load_run_params(workdir, bert_config, step)
   max_length = _trained_length(config, workdir, step)
+  extras = _learning_curve(workdir, step)
+  if with_optimizer:
+    mesh = mesh_lib.create_mesh(default_config().mesh)
+    adam_state = moments.load_adam_state(
+      workdir, config, bert_config, mesh, step
+    )
+    extras["optimizer.safetensors"] = moments.to_file(adam_state, bert_config)
   hf.save_pretrained(
     output,
     params,
@@ -87,17 +104,19 @@ def export(workdir, output, heads="pretraining", step=None):
     heads=heads,
     model_card=_model_card(config, workdir, vocab, heads, step, max_length),
     max_length=max_length,
+    extra_files=extras,
   )
   return step
 
 
-def export_all(workdir, output, heads="pretraining"):
+def export_all(workdir, output, heads="pretraining", with_optimizer=False):
   """Exports every checkpoint of a run to a folder <output>/<step>.
 
   Args:
     workdir: a run's folder.
     output: folder of folders to write.
     heads: a key of `hf.HEADS`.
+    with_optimizer: see `export`.
 
   Yields:
     the step exported, int, for each of them.
@@ -109,7 +128,25 @@ def export_all(workdir, output, heads="pretraining"):
   if not steps:
     raise UserError(f"{workdir} has no checkpoint; expected some to export")
   for step in steps:
-    yield export(workdir, paths.as_path(output) / str(step), heads, step)
+    folder = paths.as_path(output) / str(step)
+    yield export(workdir, folder, heads, step, with_optimizer)
+
+
+def _rows_until(workdir, step):
+  """Returns the rows of metrics.jsonl up to a step."""
+  return [row for row in metric_log.load_rows(workdir) if row["step"] <= step]
+
+
+def _learning_curve(workdir, step):
+  """Returns the files that show how a run came to a step, by name."""
+  rows = _rows_until(workdir, step)
+  if not rows:
+    return {}
+  lines = "".join(json.dumps(row) + "\n" for row in rows)
+  return {
+    "curve.png": learning_curve.plot_curve(rows),
+    "metrics.jsonl": lines.encode(),
+  }
 
 
 def _trained_length(config, workdir, step):
@@ -126,7 +163,8 @@ def _trained_length(config, workdir, step):
     if config[name].num_steps
   ]
   lengths = lengths or [config.phase2.max_seq_length]
-  if initialization.load_init_record(workdir):
+  init = initialization.load_init_record(workdir)
+  if init and not init.extend_positions:
     # All positions of the model that the run began with were trained.
     lengths.append(config.model.max_position_embeddings)
   return min(max(lengths), config.model.max_position_embeddings)
@@ -171,6 +209,7 @@ def _model_card(config, workdir, vocab, heads, step, max_length):
     warmup_steps=optimizer.warmup_steps,
     weight_decay=optimizer.weight_decay,
     held_out=_held_out_table(workdir, step),
+    curve=_CURVE if _rows_until(workdir, step) else "",
   )
 
 
@@ -189,11 +228,7 @@ def _without_folder(source):
 
 def _held_out_table(workdir, step):
   """Returns the last held-out figures up to a step as a Markdown table."""
-  rows = [
-    row
-    for row in metric_log.load_rows(workdir)
-    if row["split"] == "eval" and row["step"] <= step
-  ]
+  rows = [r for r in _rows_until(workdir, step) if r["split"] == "eval"]
   if not rows:
     return "None were measured."
   row = rows[-1]

@@ -11,19 +11,14 @@ import json
 import os
 
 import jax
-import numpy as np
-import optax
 
-from bert_jax.config import num_train_steps
-from bert_jax.data.vocabulary import save_vocabulary, split_piece
+from bert_jax.data.vocabulary import save_vocabulary
 from bert_jax.errors import UserError
-from bert_jax.model.bert import create_params
 from bert_jax.pretraining import run as run_lib
-from bert_jax.sharding import partitioning
-from bert_jax.storage import checkpoints, files, paths
+from bert_jax.pretraining.extension import extend_positions, extend_vocab
+from bert_jax.pretraining.moments import is_adam_state, load_adam_state
+from bert_jax.storage import files, paths
 from bert_jax.storage import workdir as workdir_lib
-from bert_jax.training.optimizer import create_optimizer
-from bert_jax.training.train_state import create_train_state
 from bert_jax.weights.pretrained import load_init, print_report, take_over
 
 RECORD_FILE = "init.json"
@@ -49,20 +44,24 @@ class Init:
     source: what `load_init` takes, an absolute path.
     extend_vocab: number of pieces to add to the vocabulary.
     optimizer: "reset", or "keep" for Adam's moments of a workdir.
+    extend_positions: longest sequence that the model shall have positions for,
+      in tokens; 0 keeps its own.
   """
 
   source: str
   extend_vocab: int = 0
   optimizer: str = "reset"
+  extend_positions: int = 0
 
 
-def create_init(source, extend_vocab=0, optimizer="reset"):
+def create_init(source, extend_vocab=0, optimizer="reset", extend_positions=0):
   """Checks how a run is to begin.
 
   Args:
     source: what `load_init` takes, or None for fresh weights.
     extend_vocab: number of pieces to add to the vocabulary.
     optimizer: "reset" or "keep".
+    extend_positions: number of positions, or 0 for the model's.
 
   Returns:
     `Init`, or None without a source.
@@ -71,21 +70,30 @@ def create_init(source, extend_vocab=0, optimizer="reset"):
     UserError: the others need a source and there is none, or they clash.
   """
   if not source:
-    if extend_vocab or optimizer != "reset":
+    if extend_vocab or extend_positions or optimizer != "reset":
       raise UserError(
-        "--extend_vocab and --init_optimizer say what to do with a model; "
-        "expected --init too"
+        "--extend_vocab, --extend_positions and --init_optimizer say what to "
+        "do with a model; expected --init too"
       )
     return None
-  if extend_vocab < 0:
-    raise UserError(f"--extend_vocab={extend_vocab}; expected 0 or more")
+  for name, value in (
+    ("extend_vocab", extend_vocab),
+    ("extend_positions", extend_positions),
+  ):
+    if value < 0:
+      raise UserError(f"--{name}={value}; expected 0 or more")
+  if optimizer == "keep" and extend_positions:
+    raise UserError(
+      "--init_optimizer=keep has no moments for the positions of "
+      "--extend_positions; expected --init_optimizer=reset"
+    )
   if optimizer == "keep" and extend_vocab:
     raise UserError(
       f"--init_optimizer=keep has no moments for the {extend_vocab} pieces of "
       "--extend_vocab; expected --init_optimizer=reset"
     )
   source = os.fspath(paths.absolute(source))
-  return Init(source, extend_vocab, optimizer)
+  return Init(source, extend_vocab, optimizer, extend_positions)
 
 
 def begin(config, workdir, init, hosts):
@@ -151,7 +159,8 @@ def _spell(init):
     return "no --init"
   return (
     f"--init={init.source} --extend_vocab={init.extend_vocab} "
-    f"--init_optimizer={init.optimizer}"
+    f"--init_optimizer={init.optimizer} "
+    f"--extend_positions={init.extend_positions}"
   )
 
 
@@ -167,6 +176,8 @@ def _read_source(config, init):
     raise UserError(f"{init.source} has no vocabulary; expected a vocab.txt")
   if init.optimizer == "keep":
     _source_checkpoints(init.source)
+  _check_corpus_tokenizer(pretrained)
+  pretrained = extend_positions(pretrained, init.extend_positions)
   model = {k: getattr(pretrained.bert_config, k) for k in ARCHITECTURE}
   changed = [
     f"{k} {config.model[k]} -> {v}"
@@ -175,8 +186,27 @@ def _read_source(config, init):
   ]
   if changed:
     print(f"init: the model decides config.model: {', '.join(changed)}")
-  overrides = {"model": model, "corpus": {"lowercase": pretrained.lowercase}}
+  corpus = {
+    "lowercase": pretrained.lowercase,
+    "strip_accents": pretrained.strip_accents,
+  }
+  overrides = {"model": model, "corpus": corpus}
   return pretrained, overrides
+
+
+def _check_corpus_tokenizer(pretrained):
+  """Says where text of the corpus gets other ids than the source's.
+
+  Raises:
+    UserError: the source can't take pairs.
+  """
+  pretrained.check_pairs()
+  if pretrained.added_tokens:
+    first = pretrained.added_tokens[0].content
+    print(
+      f"init: {len(pretrained.added_tokens)} added tokens, such as {first!r}, "
+      "are read as words in the corpus and in the exported model"
+    )
 
 
 def _write_record(workdir, init, vocab, overrides):
@@ -208,7 +238,8 @@ def create_initial_state(run, init):
   Raises:
     UserError: the source is gone or is another model by now.
   """
-  pretrained = extend(load_init(init.source), run.corpus.vocab)
+  pretrained = extend_vocab(load_init(init.source), run.corpus.vocab)
+  pretrained = extend_positions(pretrained, init.extend_positions)
   state = run_lib.create_state(run)
   params, fresh = take_over(state.params, pretrained)
   print_report(pretrained, fresh)
@@ -216,62 +247,6 @@ def create_initial_state(run, init):
   if init.optimizer == "keep":
     opt_state = _keep_moments(run, init.source, opt_state)
   return state.replace(params=params, opt_state=opt_state)
-
-
-def extend(pretrained, vocab):
-  """Adds pieces to a model's vocabulary.
-
-  A new piece's embedding and output bias are the means of those of the pieces
-  that spelled it before: its logit starts as the mean of their logits.
-
-  Args:
-    pretrained: `Pretrained`.
-    vocab: its vocabulary and new pieces after it.
-
-  Returns:
-    `Pretrained` with that vocabulary.
-
-  Raises:
-    UserError: `vocab` does not begin with the model's vocabulary.
-  """
-  old = pretrained.vocab
-  if vocab[: len(old)] != old:
-    raise UserError(
-      f"the vocabulary of {pretrained.source} has changed; expected the one "
-      f"this run was begun with ({VOCAB_FILE} in its workdir)"
-    )
-  if len(vocab) == len(old):
-    return pretrained
-  num_new = len(vocab) - len(old)
-  ids = {token: i for i, token in enumerate(old)}
-  spellings = [
-    [ids[p] for p in split_piece(new, ids)] for new in vocab[len(old) :]
-  ]
-  config = dataclasses.replace(pretrained.bert_config, vocab_size=len(vocab))
-
-  def add_rows(array):
-    rows = np.zeros((config.padded_vocab_size, *array.shape[1:]), np.float32)
-    rows[: len(old)] = array[: len(old)]
-    for row, spelling in enumerate(spellings, start=len(old)):
-      rows[row] = array[spelling].mean(0)
-    return rows
-
-  params = jax.tree.map(lambda x: x, pretrained.params)  # new dicts
-  embeddings = params["bert"]["embeddings"]
-  embeddings["word_embeddings"] = add_rows(embeddings["word_embeddings"])
-  predictions = params.get("cls", {}).get("predictions", {})
-  if "bias" in predictions:
-    predictions["bias"] = add_rows(predictions["bias"])
-  return dataclasses.replace(
-    pretrained,
-    bert_config=config,
-    params=params,
-    vocab=vocab,
-    notes=(
-      *pretrained.notes,
-      f"{num_new:,} new pieces start as the mean of their old ones",
-    ),
-  )
 
 
 def _source_checkpoints(source):
@@ -291,17 +266,9 @@ def _keep_moments(run, source, opt_state):
   The schedule begins anew.
   """
   config, workdir = _source_checkpoints(source)
-  optimizer = create_optimizer(config.optimizer, num_train_steps(config))
-  shapes = jax.eval_shape(
-    lambda: create_train_state(
-      create_params(run.bert_config, jax.random.key(0)), optimizer
-    )
-  )
-  abstract = partitioning.abstract_state(run.mesh, shapes, optimizer)
-  state, _ = checkpoints.restore(workdir, abstract)
-  is_adam = lambda x: isinstance(x, optax.ScaleByAdamState)  # noqa: E731
-  leaves = jax.tree.leaves(state.opt_state, is_leaf=is_adam)
-  (kept,) = filter(is_adam, leaves)
+  kept = load_adam_state(workdir, config, run.bert_config, run.mesh)
   return jax.tree.map(
-    lambda fresh: kept if is_adam(fresh) else fresh, opt_state, is_leaf=is_adam
+    lambda fresh: kept if is_adam_state(fresh) else fresh,
+    opt_state,
+    is_leaf=is_adam_state,
   )

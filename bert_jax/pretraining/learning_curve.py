@@ -1,5 +1,6 @@
 """The learning curve of a run, as a PNG and as text."""
 
+import io
 import itertools
 
 import matplotlib.figure
@@ -10,12 +11,14 @@ from bert_jax.storage import metric_log, paths
 _WIDTH, _HEIGHT = 64, 12  # of the text, in characters
 
 
-def plot_curve(rows, path):
+def plot_curve(rows):
   """Draws masked-LM loss and NSP accuracy against the step.
 
   Args:
     rows: list of dicts with the keys `metric_log.FIELDS`.
-    path: `epath.Path` of the PNG to write.
+
+  Returns:
+    bytes of a PNG.
   """
   figure = matplotlib.figure.Figure(figsize=(8, 3.2), layout="constrained")
   panels = (
@@ -34,8 +37,9 @@ def plot_curve(rows, path):
     for step in _phase_switches(rows):
       axes.axvline(step, color="gray", linestyle=":", label="phase 2")
     axes.legend()
-  with paths.replaced_file(path) as unfinished:
-    figure.savefig(unfinished, format="png", dpi=120)
+  file = io.BytesIO()
+  figure.savefig(file, format="png", dpi=120)
+  return file.getvalue()
 
 
 def text_curve(rows, field="mlm_loss"):
@@ -98,5 +102,5 @@ def draw(workdir):
   rows = metric_log.load_rows(workdir)
   if not rows:
     raise UserError(f"{workdir} has no rows in metrics.jsonl; expected a run")
-  plot_curve(rows, workdir / "curve.png")
+  paths.write_file(workdir / "curve.png", plot_curve(rows))
   return text_curve(rows)

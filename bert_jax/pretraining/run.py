@@ -12,7 +12,7 @@ from bert_jax.data import corpus_cache
 from bert_jax.data.corpus import Corpus, open_corpus, split_documents
 from bert_jax.data.examples import Examples
 from bert_jax.data.mixing import training_documents
-from bert_jax.data.tokenization import SPECIAL_TOKENS
+from bert_jax.data.tokenization import SPECIAL_TOKENS, token_dtype
 from bert_jax.errors import UserError
 from bert_jax.model.bert import BertConfig, create_bert_config, create_params
 from bert_jax.pretraining.masking import MaskingVocab, create_masking_vocab
@@ -215,7 +215,9 @@ def abstract_batch(run, name):
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
   return {
-    "input_ids": rows("uint16", phase.max_seq_length),
+    "input_ids": rows(
+      token_dtype(run.bert_config.vocab_size), phase.max_seq_length
+    ),
     "a_length": rows("int32"),
     "length": rows("int32"),
     "next_sentence_labels": rows("int32"),

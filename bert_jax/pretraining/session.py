@@ -35,6 +35,7 @@ from bert_jax.storage import (
   paths,
 )
 from bert_jax.storage import workdir as workdir_lib
+from bert_jax.storage.program_cache import keep_programs
 from bert_jax.training import flops, signals
 from bert_jax.training import loop as loop_lib
 from bert_jax.training.host_memory import keep_freed_memory
@@ -111,12 +112,12 @@ def train(config, workdir, hosts, init=None):
   started = time.monotonic()
   keep_freed_memory()
   workdir = paths.as_path(workdir)
-  _keep_programs(workdir)
   consistency.compare(hosts, consistency.software(config))
   with damage.full_disk_told(workdir), _locked(workdir, hosts):
     config, init = initialization.begin(config, workdir, init, hosts)
     validate(config)
     consistency.compare(hosts, consistency.devices())
+    keep_programs(workdir)
     run_lib.create_mesh(config)  # what does not fit is told before the work
     checkpoint_reader.check_round_trip(workdir, hosts)
     corpus = _open_corpus(config, workdir, hosts, init)
@@ -133,16 +134,6 @@ def train(config, workdir, hosts, init=None):
     finally:
       with _signals_deferred(hosts):
         manager.close()
-
-
-def _keep_programs(workdir):
-  """Keeps compiled programs in the workdir, for the next start of the run."""
-  if jax.config.jax_compilation_cache_dir is None:
-    directory = workdir / "compiled"
-    jax.config.update("jax_compilation_cache_dir", str(directory))
-    if paths.is_remote(workdir):
-      # XLA itself, on a GPU, can't write its files to an address.
-      jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
 
 
 def _locked(workdir, hosts):

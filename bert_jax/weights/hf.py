@@ -1,23 +1,21 @@
 """Weights and folders in Hugging Face's form, without torch or transformers.
 
 Our parameter names are Hugging Face's but for the spelling; `_LAYOUTS` says
-how the arrays differ. Both directions read that one table. `hf_folder.py`
-reads folders, here they are written.
+how the arrays differ. Both directions read that one table: folders are written
+here, and `hf_import.py` makes parameters of tensors that `hf_folder.py` reads.
 """
 
 import dataclasses
-import functools
 import json
 import re
 
 import flax.traverse_util
-import jax
 import numpy as np
 import safetensors.numpy
 
 from bert_jax.data.tokenization import create_tokenizer
 from bert_jax.errors import UserError
-from bert_jax.model.bert import BertConfig, create_params
+from bert_jax.model.bert_config import BertConfig
 from bert_jax.storage import paths
 
 WEIGHTS_FILE = "model.safetensors"
@@ -54,12 +52,6 @@ _LAYOUTS = (
   (r".*", lambda x, _: x, lambda x, _: x),
 )
 
-# Copies that some files hold, and what they are copies of.
-_TIED = {
-  "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
-  "cls.predictions.decoder.bias": "cls.predictions.bias",
-}
-
 # Hugging Face's "dtype" is that of the file, ours that of the arithmetic; how
 # gradients are computed is not the model's.
 _OWN_FIELDS = ("dtype", "remat")
@@ -69,6 +61,11 @@ SHARED_FIELDS = tuple(
   if field.name not in _OWN_FIELDS
 )
 
+# What an export of a run may hold besides.
+EXTRA_FILES = ("curve.png", "metrics.jsonl", "optimizer.safetensors")
+_ADDED_TOKEN_KEYS = (
+  *("content", "single_word", "lstrip", "rstrip", "normalized", "special"),
+)
 _SPECIAL_TOKENS_MAP = {
   "cls_token": "[CLS]",
   "mask_token": "[MASK]",
@@ -92,83 +89,16 @@ def to_hf(params, config, heads):
   """
   _, excluded = _ALL_HEADS[heads]
   tensors = {}
-  for path, array in _flatten(params).items():
+  for path, array in flatten(params).items():
     if path.startswith(excluded):
       continue
     name = hf_name(path)
     if heads == "encoder":
       name = name.removeprefix("bert.")
-    tensor = _to_tensor(path, config, np.asarray(array, np.float32))
+    tensor = convert(path, config, np.asarray(array, np.float32))
     # safetensors writes the wrong numbers for a transposed view.
     tensors[name] = np.ascontiguousarray(tensor)
   return tensors
-
-
-def from_hf(tensors, config):
-  """Converts Hugging Face's tensors to parameters.
-
-  Args:
-    tensors: dict of name to numpy array, of any BERT class. Names without
-      the "bert." prefix and TensorFlow's LayerNorm names are understood.
-    config: `BertConfig`.
-
-  Returns:
-    params: nested dict of float32 numpy arrays. The pooler and the
-      pretraining heads are there if the tensors hold them.
-    unused: tuple of names that have no place in it, such as another head's;
-      buffers and copies of tied tensors are not among them.
-
-  Raises:
-    UserError: a tensor of the embeddings or the encoder is missing, or a
-      shape does not fit `config`.
-  """
-  found = {_modern_name(name): name for name in tensors}
-  shapes = jax.eval_shape(lambda: create_params(config, jax.random.key(0)))
-  params, used = {}, set()
-  for path, abstract in _flatten(shapes).items():
-    name = hf_name(path)
-    spelled = found.get(name)
-    if spelled is None:
-      if path.startswith(("bert/embeddings", "bert/encoder")):
-        raise UserError(f"the weights have no {name}; expected a whole BERT")
-      continue
-    used.add(spelled)
-    params[path] = _from_tensor(path, config, tensors[spelled], abstract)
-  unused = tuple(
-    spelled
-    for name, spelled in found.items()
-    if spelled not in used
-    and not name.endswith("position_ids")
-    and not _is_tied_copy(name, tensors[spelled], found, tensors)
-  )
-  return flax.traverse_util.unflatten_dict(params, sep="/"), unused
-
-
-def _modern_name(name):
-  """Spells a tensor of any BERT class as `BertForPreTraining` does today."""
-  name = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))
-  return re.sub(r"^(?=(embeddings|encoder|pooler)\.)", "bert.", name)
-
-
-def _is_tied_copy(name, tensor, found, tensors):
-  """Tells whether a tensor repeats the one it is tied to."""
-  original = found.get(_TIED.get(name))
-  return original is not None and np.array_equal(tensor, tensors[original])
-
-
-def _from_tensor(path, config, tensor, abstract):
-  """Returns a parameter of one of Hugging Face's tensors."""
-  expected = jax.eval_shape(
-    functools.partial(_to_tensor, path, config), abstract
-  )
-  if tensor.shape != expected.shape:
-    raise UserError(
-      f"{hf_name(path)} has shape {tensor.shape}; expected {expected.shape} "
-      f"from {CONFIG_FILE}"
-    )
-  _, from_tensor = _layout(path)
-  array = from_tensor(np.asarray(tensor, np.float32), abstract.shape)
-  return np.ascontiguousarray(array)
 
 
 def save_pretrained(
@@ -178,10 +108,11 @@ def save_pretrained(
   vocab,
   *,
   lowercase,
-  strip_accents=None,
   heads,
   model_card,
   max_length,
+  strip_accents=None,
+  added_tokens=(),
   settings=None,
   extra_files=None,
 ):
@@ -195,13 +126,15 @@ def save_pretrained(
     config: `BertConfig`.
     vocab: list of str, the tokens in the order of their ids.
     lowercase: whether the tokenizer lower-cases.
-    strip_accents: whether it strips accents; None: as `lowercase` says.
     heads: a key of `HEADS` or `TASK_HEADS`.
     model_card: text of README.md.
     max_length: longest sequence the tokenizer lets through, in tokens.
+    strip_accents: whether it strips accents; None does so in lower-cased text
+      only.
+    added_tokens: `tokenizers.AddedToken`s that it finds in text.
     settings: dict of what config.json says besides, such as id2label.
-    extra_files: dict of name, such as "1_Pooling/config.json", to an object
-      that the file holds as JSON.
+    extra_files: dict of name, such as "1_Pooling/config.json", to its content:
+      bytes, or an object that the file holds as JSON.
 
   Raises:
     UserError: the vocabulary and the model differ in size, or `output_dir`
@@ -214,27 +147,30 @@ def save_pretrained(
     )
   tensors = to_hf(params, config, heads)
   tokenizer = create_tokenizer(vocab, lowercase, strip_accents)
+  tokenizer.add_tokens(list(added_tokens))
   tokenizer.enable_truncation(max_length)
   files = {
     CONFIG_FILE: _to_json(_hf_config(config, heads, vocab) | (settings or {})),
     "vocab.txt": "".join(token + "\n" for token in vocab),
     "tokenizer.json": tokenizer.to_str(pretty=True),
     "tokenizer_config.json": _to_json(
-      _tokenizer_config(lowercase, strip_accents, max_length)
+      _tokenizer_config(tokenizer, max_length, added_tokens)
     ),
     "special_tokens_map.json": _to_json(_SPECIAL_TOKENS_MAP),
     "README.md": model_card,
-  } | {name: _to_json(value) for name, value in (extra_files or {}).items()}
+  }
+  for name, value in (extra_files or {}).items():
+    files[name] = value if isinstance(value, bytes) else _to_json(value)
   output_dir = paths.as_path(output_dir)
   names = {name.split("/")[0] for name in files}
-  check_replaceable(output_dir, {*names, WEIGHTS_FILE})
+  check_replaceable(output_dir, {*names, *EXTRA_FILES, WEIGHTS_FILE})
   files[WEIGHTS_FILE] = safetensors.numpy.save(tensors, {"format": "pt"})
   with paths.replaced_folder(output_dir, CONFIG_FILE) as folder:
     for name, content in files.items():
       paths.write_file(folder / name, content)
 
 
-def _flatten(params):
+def flatten(params):
   """Returns {"bert/pooler/dense/bias": array, ...} of nested parameters."""
   return flax.traverse_util.flatten_dict(params, sep="/")
 
@@ -247,7 +183,7 @@ def hf_name(path):
   return path.replace("/", ".")
 
 
-def _layout(path):
+def layout(path):
   """Returns the two conversions of the first row that matches a path."""
   return next(
     (to_tensor, from_tensor)
@@ -256,9 +192,9 @@ def _layout(path):
   )
 
 
-def _to_tensor(path, config, array):
+def convert(path, config, array):
   """Returns a parameter in Hugging Face's layout."""
-  to_tensor, _ = _layout(path)
+  to_tensor, _ = layout(path)
   return to_tensor(array, config.vocab_size)
 
 
@@ -274,15 +210,22 @@ def _hf_config(config, heads, vocab):
   }
 
 
-def _tokenizer_config(lowercase, strip_accents, max_length):
-  return {
+def _tokenizer_config(tokenizer, max_length, added_tokens):
+  normalizer = tokenizer.normalizer
+  config = {
     "tokenizer_class": "BertTokenizer",
-    "do_lower_case": lowercase,
-    "strip_accents": strip_accents,
+    "do_lower_case": normalizer.lowercase,
+    "strip_accents": normalizer.strip_accents,
     "tokenize_chinese_chars": True,
     "model_max_length": max_length,
     **_SPECIAL_TOKENS_MAP,
   }
+  if added_tokens:
+    config["added_tokens_decoder"] = {
+      str(number): {key: getattr(token, key) for key in _ADDED_TOKEN_KEYS}
+      for number, token in tokenizer.get_added_tokens_decoder().items()
+    }
+  return config
 
 
 def _to_json(value):

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from bert_jax.data.tokenization import create_tokenizer
 from bert_jax.data.vocabulary import load_vocabulary
 from bert_jax.errors import UserError
 from bert_jax.model.bert import (
@@ -31,7 +32,11 @@ from bert_jax.sharding import partitioning
 from bert_jax.storage import checkpoints, paths
 from bert_jax.storage import workdir as workdir_lib
 from bert_jax.storage.access import one_line_errors
-from bert_jax.weights import hf, hf_folder, tf_checkpoint
+from bert_jax.weights import hf, hf_folder, hf_import, tf_checkpoint
+from bert_jax.weights.folder_files import get, load_json
+from bert_jax.weights.hf_config import load_bert_config
+from bert_jax.weights.hf_tokenizer import load_tokenization
+from bert_jax.weights.sentence_folder import SentenceModules, load_modules
 
 # Where a workdir of fine-tuning has its best model, a Hugging Face folder.
 MODEL_DIR = "model"
@@ -49,8 +54,14 @@ class Pretrained:
       `BertForPreTraining`. "bert" has embeddings and encoder; pooler and
       heads ("cls") are there if the source holds them.
     vocab: list of `vocab_size` str, or None where the source has none.
-    lowercase: whether the tokenizer lower-cases and strips accents.
+    lowercase: whether the tokenizer lower-cases.
     max_length: longest sequence, in tokens.
+    strip_accents: whether it strips accents; None does so in lower-cased text
+      only.
+    added_tokens: tuple of `tokenizers.AddedToken`, tokens of the vocabulary
+      that are found in text as they stand.
+    modules: `SentenceModules`, how a sentence-transformers folder makes a
+      vector of a text, or None.
     unused: names of the tensors that were passed over, as the source spells
       them.
     notes: lines on what was guessed, for the user.
@@ -62,8 +73,34 @@ class Pretrained:
   vocab: list[str] | None
   lowercase: bool
   max_length: int
+  strip_accents: bool | None = None
+  added_tokens: tuple = ()
+  modules: SentenceModules | None = None
   unused: tuple[str, ...] = ()
   notes: tuple[str, ...] = ()
+
+  def create_tokenizer(self):
+    """Builds the tokenizer that gives the source's ids.
+
+    Returns:
+      `tokenizers.Tokenizer`, see `tokenization.create_tokenizer`.
+
+    Raises:
+      UserError: the source has no vocabulary.
+    """
+    if self.vocab is None:
+      raise UserError(f"{self.source} has no vocabulary; expected a vocab.txt")
+    tokenizer = create_tokenizer(self.vocab, self.lowercase, self.strip_accents)
+    tokenizer.add_tokens(list(self.added_tokens))
+    return tokenizer
+
+  def check_pairs(self):
+    """Raises UserError where the model can't tell two texts of a pair apart."""
+    if self.bert_config.type_vocab_size < 2:
+      raise UserError(
+        f"{self.source} has one token type (type_vocab_size 1); expected two, "
+        "for the texts of a pair"
+      )
 
 
 def load_init(source, step=None):
@@ -80,7 +117,7 @@ def load_init(source, step=None):
   Raises:
     UserError: nothing of the kind is there, it is broken, or it is no BERT.
   """
-  path = paths.as_path(source)
+  path = _check_name(source)
   with one_line_errors(path):
     if (path / MODEL_DIR / hf.CONFIG_FILE).exists():
       path = path / MODEL_DIR
@@ -91,6 +128,9 @@ def load_init(source, step=None):
     )
   if is_workdir:
     return _load_workdir(path, step)
+  modules = load_modules(path)
+  if modules is not None:
+    return _with_modules(_load_hf_folder(modules.encoder), modules)
   if (path / hf.CONFIG_FILE).exists():
     return _load_hf_folder(path)
   prefix = tf_checkpoint.find_prefix(path)
@@ -100,6 +140,34 @@ def load_init(source, step=None):
     f"--init={source} holds no model; expected a workdir of bert_jax.train "
     f"(with checkpoints/), a Hugging Face folder (with {hf.CONFIG_FILE}) or a "
     "TensorFlow checkpoint (with bert_model.ckpt.index)"
+  )
+
+
+def _check_name(source):
+  """Returns the path of a source; raises UserError if nothing can print it."""
+  try:
+    str(source).encode()
+    path = paths.as_path(source)
+    path.exists()
+  except UnicodeEncodeError:
+    raise UserError(
+      f"--init={source!a} is not UTF-8; expected a name that is"
+    ) from None
+  except (OSError, ValueError) as e:  # too long, or with a null byte
+    raise UserError(
+      f"--init={source!a} can't be looked for: "
+      f"{getattr(e, 'strerror', None) or e}"
+    ) from None
+  return path
+
+
+def _with_modules(found, modules):
+  """Returns a `Pretrained` that makes vectors as `SentenceModules` say."""
+  return dataclasses.replace(
+    found,
+    max_length=min(found.max_length, modules.max_length or found.max_length),
+    modules=modules,
+    notes=(*found.notes, *modules.notes),
   )
 
 
@@ -212,33 +280,65 @@ def _load_workdir(workdir, step):
     vocab=vocab,
     lowercase=config.corpus.lowercase,
     max_length=bert_config.max_position_embeddings,
+    strip_accents=config.corpus.get("strip_accents"),
     notes=(f"checkpoint {step:,}",),
   )
 
 
 def _load_hf_folder(folder):
-  bert_config = hf_folder.load_bert_config(folder / hf.CONFIG_FILE)
-  params, unused = hf.from_hf(hf_folder.load_tensors(folder), bert_config)
-  text = hf_folder.load_tokenization(folder, bert_config.vocab_size)
+  config_path = folder / hf.CONFIG_FILE
+  bert_config = load_bert_config(config_path)
+  tensors, files = hf_folder.load_tensors(folder)
+  notes = ()
+  if _is_untied(config_path) and hf_import.has_own_decoder(tensors):
+    # Ours scores by the word embeddings: it would answer otherwise.
+    tensors = hf_import.without_masked_lm_head(tensors)
+    notes = (
+      "its masked-LM head scores by weights of its own (tie_word_embeddings "
+      "is false), which is not followed: the head is left out",
+    )
+  params, unused = hf_import.from_hf(tensors, bert_config, files)
+  text = load_tokenization(folder, bert_config.vocab_size)
   positions = bert_config.max_position_embeddings
+  lowercase = text.lowercase is not False  # transformers' default
   return Pretrained(
     source=str(folder),
     bert_config=bert_config,
     params=params,
     vocab=text.vocab,
-    lowercase=text.lowercase is not False,  # transformers' default
+    lowercase=lowercase,
     max_length=min(text.max_length or positions, positions),
+    strip_accents=text.strip_accents,
+    added_tokens=text.added_tokens,
     unused=unused,
-    notes=text.notes,
+    notes=(*notes, *text.notes, *_casing_notes(text, lowercase)),
+  )
+
+
+def _is_untied(config_path):
+  config = load_json(config_path)
+  return not get(config, "tie_word_embeddings", bool, True, config_path)
+
+
+def _casing_notes(text, lowercase):
+  """Returns a warning where text loses the capitals of the vocabulary."""
+  capitals = [t for t in text.vocab or () if t[:1] != "[" and t != t.lower()]
+  if not lowercase or not capitals:
+    return ()
+  said = "" if text.lowercase else ", for no file says otherwise"
+  return (
+    f"warning: text is lower-cased{said}, but the vocabulary has capitals "
+    f"({len(capitals)} tokens, such as {capitals[0]!r}): expected "
+    "do_lower_case false in tokenizer_config.json if the model is cased",
   )
 
 
 def _load_tf_checkpoint(prefix):
   folder = prefix.parent
-  bert_config = hf_folder.load_bert_config(folder / tf_checkpoint.CONFIG_FILE)
+  bert_config = load_bert_config(folder / tf_checkpoint.CONFIG_FILE)
   tensors = tf_checkpoint.load_tensors(prefix)
-  params, unused = hf.from_hf(tensors, bert_config)
-  text = hf_folder.load_tokenization(folder, bert_config.vocab_size)
+  params, unused = hf_import.from_hf(tensors, bert_config)
+  text = load_tokenization(folder, bert_config.vocab_size)
   lowercase, notes = text.lowercase, text.notes
   if lowercase is None:
     lowercase, reason = tf_checkpoint.guess_lowercase(folder, text.vocab or ())
@@ -251,6 +351,8 @@ def _load_tf_checkpoint(prefix):
     vocab=text.vocab,
     lowercase=lowercase,
     max_length=bert_config.max_position_embeddings,
+    strip_accents=text.strip_accents,
+    added_tokens=text.added_tokens,
     unused=unused,
-    notes=notes,
+    notes=(*notes, *_casing_notes(text, lowercase)),
   )

@@ -4,13 +4,20 @@ A pickle may run any function. This one is read with an unpickler that knows
 the few names a dict of tensors takes and refuses every other, so a file from
 a stranger can do no harm.
 
+Nor by its size: a tensor's numbers are bytes of the file. What is compressed,
+overlaps or repeats itself into more numbers than the file has bytes is refused,
+and so are the pickles that ask for memory (pickletools reads them first).
+
 Two layouts exist (torch/serialization.py): since torch 1.6 a zip of `data.pkl`
 and one file a storage; before, five pickles and the storages after them.
 """
 
 import collections
 import dataclasses
+import io
+import math
 import pickle
+import pickletools
 import zipfile
 
 import jax.numpy as jnp
@@ -33,6 +40,9 @@ _STORAGE_DTYPES = {
   "LongStorage": np.int64,
   "ShortStorage": np.int16,
 }
+# Where training scripts keep the state dict among other things.
+_STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "module")
+_MEMO_OPCODES = ("PUT", "BINPUT", "LONG_BINPUT")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +65,15 @@ class _View:
 
 
 class _Unpickler(pickle.Unpickler):
-  """Makes a `_View` of every tensor; runs nothing else."""
+  """Makes a `_View` of every tensor; runs nothing else.
+
+  Attributes:
+    storages: {key: `_Storage`} of all that was referred to.
+  """
+
+  def __init__(self, file):
+    super().__init__(file, encoding="utf-8")
+    self.storages = {}
 
   def find_class(self, module, name):
     if module == "torch" and name in _STORAGE_DTYPES:
@@ -72,13 +90,18 @@ class _Unpickler(pickle.Unpickler):
 
   def persistent_load(self, reference):
     kind, dtype, key, _, size, *view = reference
-    if kind != "storage" or any(view):
-      raise pickle.UnpicklingError(f"unknown reference {reference!r:.80}")
-    return _Storage(key, dtype, size)
+    fits = isinstance(dtype, np.dtype) and _are_whole([size])
+    if kind != "storage" or any(view) or not fits or not isinstance(key, str):
+      raise pickle.UnpicklingError("it refers to something else than numbers")
+    return self.storages.setdefault(key, _Storage(key, dtype, size))
 
   def _rebuild_tensor(self, storage, offset, shape, strides, *unused):
     del unused  # whether it had a gradient, and hooks
-    return _View(storage, offset, tuple(shape), tuple(strides))
+    shape, strides = tuple(shape), tuple(strides)
+    numbers = (offset, *shape, *strides)
+    if not isinstance(storage, _Storage) or not _are_whole(numbers):
+      raise pickle.UnpicklingError("a tensor's shape is not of whole numbers")
+    return _View(storage, offset, shape, strides)
 
   def _rebuild_parameter(self, tensor, *unused):
     del unused
@@ -100,18 +123,15 @@ def load_torch_tensors(path):
   """
   try:
     with path.open("rb") as file:
+      num_bytes = file.seek(0, 2)
+      file.seek(0)
       load = _load_zip if file.read(2) == b"PK" else _load_old
       file.seek(0)
-      views, storages = load(file)
-      if not isinstance(views, dict):
-        raise pickle.UnpicklingError(
-          f"it holds a {type(views).__name__}; expected a state dict"
-        )
-      return {
-        name: _to_array(view, storages[view.storage.key])
-        for name, view in views.items()
-        if isinstance(view, _View)
-      }
+      views, storages = load(file, num_bytes)
+    return {
+      name: _to_array(view, storages[view.storage.key])
+      for name, view in views.items()
+    }
   except Exception as e:  # whatever damaged bytes make the readers raise
     reason = " ".join(str(e).split())[:200] or type(e).__name__
     raise UserError(
@@ -119,47 +139,96 @@ def load_torch_tensors(path):
     ) from None
 
 
-def _load_zip(file):
-  """Returns (unpickled object, {key: array}) of torch 1.6 and later."""
+def _are_whole(numbers):
+  return all(type(number) is int and number >= 0 for number in numbers)
+
+
+def _find_views(value, num_bytes):
+  """Returns the tensors of what was unpickled, by name.
+
+  Raises:
+    UnpicklingError: there are none, or they have more numbers than the file
+      has bytes.
+  """
+  if isinstance(value, dict):
+    inner = (value.get(key) for key in _STATE_DICT_KEYS)
+    value = next((v for v in inner if isinstance(v, dict)), value)
+  if not isinstance(value, dict):
+    raise pickle.UnpicklingError(
+      f"it holds a {type(value).__name__}; expected a state dict"
+    )
+  views = {
+    name: view
+    for name, view in value.items()
+    if isinstance(view, _View) and isinstance(name, str)
+  }
+  if not views:
+    raise pickle.UnpicklingError("it holds no tensors; expected a state dict")
+  numbers = sum(math.prod(view.shape) for view in views.values())
+  if numbers > num_bytes:
+    raise pickle.UnpicklingError(
+      f"its tensors have {numbers} numbers; expected at most {num_bytes}, the "
+      "bytes of the file"
+    )
+  return views
+
+
+def _unpickle(file, num_bytes):
+  """Returns (what a pickle holds, {key: `_Storage`}).
+
+  Raises:
+    UnpicklingError: it asks for more memory than its bytes can need.
+  """
+  start = file.tell()
+  for number, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+    if opcode.name in _MEMO_OPCODES and argument > max(number, num_bytes):
+      raise pickle.UnpicklingError("it asks for a memo of another size")
+  file.seek(start)
+  unpickler = _Unpickler(file)
+  return unpickler.load(), unpickler.storages
+
+
+def _load_zip(file, num_bytes):
+  """Returns (tensors by name, {key: array}) of torch 1.6 and later."""
   with zipfile.ZipFile(file) as archive:
-    (pickled,) = (n for n in archive.namelist() if n.endswith("/data.pkl"))
+    members = {info.filename: info for info in archive.infolist()}
+    if any(m.compress_type != zipfile.ZIP_STORED for m in members.values()):
+      raise zipfile.BadZipFile("it is compressed, which torch.save never does")
+    if sum(m.file_size for m in members.values()) > num_bytes:
+      raise zipfile.BadZipFile("its parts are larger than the file")
+    (pickled,) = (name for name in members if name.endswith("/data.pkl"))
     root = pickled.removesuffix("data.pkl")
-    with archive.open(pickled) as f:
-      views = _Unpickler(f, encoding="utf-8").load()
+    data = io.BytesIO(archive.read(pickled))
+    value, _ = _unpickle(data, num_bytes)
+    views = _find_views(value, num_bytes)
     order = "little"
-    if root + "byteorder" in archive.namelist():
+    if root + "byteorder" in members:
       order = archive.read(root + "byteorder").decode()
     storages = {
-      storage.key: np.frombuffer(
-        archive.read(f"{root}data/{storage.key}"),
-        storage.dtype.newbyteorder(order),
+      view.storage.key: np.frombuffer(
+        archive.read(f"{root}data/{view.storage.key}"),
+        view.storage.dtype.newbyteorder(order),
       )
-      for storage in _storages(views)
+      for view in {view.storage.key: view for view in views.values()}.values()
     }
   return views, storages
 
 
-def _load_old(file):
-  """Returns (unpickled object, {key: array}) of earlier versions."""
-  magic, _, system, views, keys = (
-    _Unpickler(file, encoding="utf-8").load() for _ in range(5)
-  )
+def _load_old(file, num_bytes):
+  """Returns (tensors by name, {key: array}) of earlier versions."""
+  pickles = [_unpickle(file, num_bytes) for _ in range(5)]
+  (magic, _), _, (system, _), (value, known), (keys, _) = pickles
   if magic != _OLD_MAGIC or not system["little_endian"]:
     raise pickle.UnpicklingError("it has no magic number of torch")
-  of_key = {storage.key: storage for storage in _storages(views)}
+  views = _find_views(value, num_bytes)
   storages = {}
   for key in keys:
     size = int.from_bytes(file.read(8), "little")
-    dtype = of_key[key].dtype
-    data = file.read(size * dtype.itemsize)
-    storages[key] = np.frombuffer(data, dtype, size)
+    if size != known[key].size or size > num_bytes:
+      raise pickle.UnpicklingError("a tensor's numbers are of another size")
+    data = file.read(size * known[key].dtype.itemsize)
+    storages[key] = np.frombuffer(data, known[key].dtype, size)
   return views, storages
-
-
-def _storages(views):
-  """Returns each storage that some tensor looks at, once."""
-  values = views.values() if isinstance(views, dict) else ()
-  return {view.storage for view in values if isinstance(view, _View)}
 
 
 def _to_array(view, storage):
@@ -168,8 +237,7 @@ def _to_array(view, storage):
     (size - 1) * stride
     for size, stride in zip(view.shape, view.strides, strict=True)
   )
-  numbers = (view.offset, *view.shape, *view.strides)
-  if 0 not in view.shape and (min(numbers) < 0 or last >= len(storage)):
+  if 0 not in view.shape and last >= len(storage):
     raise ValueError(f"a tensor of shape {view.shape} reaches past its storage")
   array = np.lib.stride_tricks.as_strided(
     storage[view.offset :],

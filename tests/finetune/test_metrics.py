@@ -89,6 +89,24 @@ def test_squad_scores_tell_answerable_questions_apart():
   assert found["f1"] == pytest.approx((100 + 0 + 100 * 2 / 3) / 3)
 
 
+def test_bilou_tags_score_as_the_same_entities_in_iobes():
+  iobes = (
+    [["B-A", "I-A", "E-A", "O", "S-B"], ["S-A", "O"]],
+    [["B-A", "I-A", "E-A", "O", "S-A"], ["S-A", "O"]],
+  )
+  as_bilou = {"E": "L", "S": "U"}
+  bilou = [
+    [[as_bilou.get(t[0], t[0]) + t[1:] for t in row] for row in rows]
+    for rows in iobes
+  ]
+  scores = []
+  for labels, predictions in (iobes, bilou):
+    tags = {tag for row in labels + predictions for tag in row}
+    scores.append(metrics.tagging_metrics(labels, predictions, tags))
+  assert scores[0] == scores[1]
+  assert scores[1]["f1"] == pytest.approx(2 / 3)
+
+
 def test_one_class_alone_has_no_correlation_and_brings_no_warning():
   """scikit-learn warns of it, and here warnings are errors."""
   ones = np.ones(3, int)

@@ -10,9 +10,11 @@ import textwrap
 import ml_collections
 import numpy as np
 import pytest
+import transformers
 
 from bert_jax.data.tokenization import create_tokenizer
 from bert_jax.errors import UserError
+from bert_jax.finetune import model
 from bert_jax.finetune.config import default_config
 from bert_jax.finetune.tasks import KINDS
 from tests.weights import tiny_bert
@@ -114,13 +116,13 @@ def test_only_line_ends_end_a_line(tmp_path):
 def test_json_lines_give_labels_of_any_type_a_name(tmp_path):
   lines = [
     {"sentence": "a", "label": 1},
-    {"sentence": None, "label": "x"},
+    {"sentence": 2.5, "label": "x"},
     {"sentence": "", "label": True},
   ]
   path = _write(tmp_path, "a.jsonl", "\n".join(map(json.dumps, lines)) + "\n\n")
   rows = _read(path)
   assert [row.label for row in rows] == ["1", "x", "True"]
-  assert [row.texts[0] for row in rows] == ["a", "", ""]
+  assert [row.texts[0] for row in rows] == ["a", "2.5", ""]
 
 
 def test_several_labels_may_be_none(tmp_path):
@@ -181,6 +183,56 @@ def _squad(**question):
 
 
 MISTAKES = [
+  *(
+    (
+      "a.jsonl",
+      f'{{"sentence": {value}, "label": 1}}\n',
+      {},
+      f"line 1, column 'sentence', has {shown}; expected text",
+    )
+    for value, shown in (
+      ("null", "None"),
+      ("NaN", "nan"),
+      ('["a", "b"]', "['a', 'b']"),
+      ("true", "True"),
+    )
+  ),
+  ("a.jsonl", '{"sentence": "a", "label": NaN}\n', {}, "has nan"),
+  ("a.jsonl", '{"sentence": "a", "label": [1]}\n', {}, "has [1]"),
+  (
+    "a.jsonl",
+    f'{{"sentence": "a", "label": 1{"0" * 400}}}\n',
+    {"task.kind": "regression"},
+    "has label 1000",
+  ),
+  (
+    "a.jsonl",
+    '{"tokens": [], "tags": []}\n',
+    {"task.kind": "tagging", "data.text_a": "tokens", "data.label": "tags"},
+    "has no words in any row",
+  ),
+  (
+    "a.jsonl",
+    '{"tokens": ["a", null], "tags": ["O", "O"]}\n',
+    {"task.kind": "tagging", "data.text_a": "tokens", "data.label": "tags"},
+    "column 'tokens', has None; expected text",
+  ),
+  *(
+    (
+      "a.json",
+      _squad(answers=[{"text": "b", "answer_start": start}]),
+      {"task.kind": "question_answering"},
+      f"question q1 has {start!r} as answer_start; expected a whole number",
+    )
+    for start in ("2", None, 1.5)
+  ),
+  (
+    "a.json",
+    _squad(question=["What?"]),
+    {"task.kind": "question_answering"},
+    "has ['What?'] as question; expected text",
+  ),
+  ("a.tsv", "sentence\tsentence\na\t1\n", {}, "'sentence' 2 times"),
   (
     "a.tsv",
     "sentence\tlabel\na\t1\nb\n",
@@ -191,7 +243,7 @@ MISTAKES = [
   ("a.tsv", "text\tlabel\na\t1\n", {}, "line 2 has no column 'sentence'"),
   ("a.tsv", "sentence\tlabel\n", {}, "has no rows"),
   ("a.csv", 'sentence,label\n"a,1\n', {}, "line 2 is no row of a table"),
-  ("a.jsonl", '{"sentence": "a"\n', {}, "line 1 is not JSON"),
+  ("a.jsonl", '{"sentence": "a"\n', {}, "line 1 can't be read: it is not JSON"),
   ("a.jsonl", "[1]\n", {}, "line 1 is '[1]'; expected an object"),
   ("a.jsonl", '{"sentence": "a", "label": null}\n', {}, "line 1 has no label"),
   (
@@ -222,7 +274,7 @@ MISTAKES = [
     "a.json",
     _squad(question=None),
     {"task.kind": "question_answering"},
-    "is not as SQuAD's files are: KeyError('question')",
+    "question q1 has no question; expected SQuAD's data",
   ),
   (
     "a.json",
@@ -266,6 +318,71 @@ def test_an_unknown_label_is_told_with_its_row(tmp_path):
     UserError, match="line 3 has label 'z'; expected one of x, y"
   ):
     KINDS["classification"].labels(rows, None, ("x", "y"))
+
+
+def test_an_answer_whose_place_is_unknown_is_found_in_the_text(tmp_path):
+  """answer_start -1, and one beyond the text."""
+  for start in (-1, 99):
+    text = _squad(answers=[{"text": "b", "answer_start": start}])
+    kind = "question_answering"
+    rows = _read(_write(tmp_path, "a.json", text), kind)
+    config = _config(
+      **{
+        "data.max_seq_length": 16,
+        "data.max_query_length": 4,
+        "data.doc_stride": 2,
+      }
+    )
+    vocab = tiny_bert.make_vocab()
+    features = KINDS[kind].encode(rows, create_tokenizer(vocab, True), config)
+    labels = KINDS[kind].labels(rows, features, ())
+    ids = features.arrays["input_ids"][0, labels[0]]
+    np.testing.assert_array_equal(ids, vocab.index("b"))
+
+
+def test_a_header_that_may_be_a_row_is_told(tmp_path, capsys):
+  path = _write(tmp_path, "a.tsv", "a river\t1\na stone\t0\n")
+  numbers = {"data.text_a": "1", "data.label": "2"}
+  assert len(_read(path, **numbers)) == 1
+  told = capsys.readouterr().out
+  assert "the first line of" in told
+  assert "'a river, 1'" in told
+  assert "--config.data.header=False" in told
+  assert len(_read(path, **numbers, **{"data.header": False})) == 2
+  named = _write(tmp_path, "b.tsv", "sentence\tlabel\na\t1\n")
+  assert len(_read(named)) == 1
+  assert capsys.readouterr().out == ""
+
+
+def test_rows_that_are_cut_are_counted(tmp_path, capsys):
+  text = "sentence\tlabel\n" + "a b c d e f g\t1\n" * 2 + "a\t0\n"
+  rows = _read(_write(tmp_path, "a.tsv", text))
+  config = _config(**{"data.max_seq_length": 8})
+  tokenizer = create_tokenizer(tiny_bert.make_vocab(), True)
+  KINDS["classification"].encode(rows, tokenizer, config)
+  assert capsys.readouterr().out == "data: 2 of 3 rows are cut at 8 tokens\n"
+  KINDS["classification"].encode(rows[2:], tokenizer, config)
+  assert capsys.readouterr().out == ""
+
+
+def test_pairs_need_two_token_types(tmp_path):
+  vocab = tiny_bert.make_vocab()
+  tiny_bert.save(tmp_path, transformers.BertModel, vocab, type_vocab_size=1)
+  one = {"data.max_seq_length": 16}
+  assert model.load_init(str(tmp_path), _config(**one))[0].vocab == vocab
+  for two in (
+    {"data.text_b": "second"},
+    {"task.kind": "question_answering"},
+  ):
+    with pytest.raises(UserError, match="one token type"):
+      model.load_init(str(tmp_path), _config(**one, **two))
+
+
+def test_labels_that_only_look_like_numbers_are_sorted_as_text(tmp_path):
+  lines = "".join(f"a\t{label}\n" for label in ("--1", "1", "\u00b2", "-1"))
+  rows = _read(_write(tmp_path, "a.tsv", "sentence\tlabel\n" + lines))
+  names = KINDS["classification"].label_names(rows)
+  assert names == ("--1", "-1", "1", "\u00b2")
 
 
 def test_number_labels_are_in_the_order_of_their_values(tmp_path):

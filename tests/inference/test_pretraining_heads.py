@@ -144,7 +144,7 @@ def test_an_output_layer_of_its_own_is_refused(tmp_path):
     tiny_bert.make_vocab(),
     tie_word_embeddings=False,
   )
-  with pytest.raises(UserError, match=r"decoder\.\w+ of its own"):
+  with pytest.raises(UserError, match="no masked-LM head"):
     load_model(str(tmp_path), MASKED_LM)
   assert load_model(str(tmp_path), NEXT_SENTENCE)
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import transformers
 from etils import epath
@@ -155,10 +156,45 @@ def test_each_kind_loads_in_its_class_without_a_warning(
     "tokenizer_config.json",
     "special_tokens_map.json",
     "README.md",
+    "curve.png",
+    "metrics.jsonl",
   }
   with _no_warnings(caplog):
     auto_class.from_pretrained(tmp_path / "hf")
     transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+
+
+def test_the_learning_curve_comes_along_up_to_the_step(workdir, tmp_path):
+  """The only row is of step 5."""
+  exporting.export(workdir, tmp_path / "new", step=5)
+  (row,) = (tmp_path / "new" / "metrics.jsonl").read_text().splitlines()
+  assert json.loads(row)["mlm_loss"] == 1.25
+  png = (tmp_path / "new" / "curve.png").read_bytes()
+  assert png.startswith(b"\x89PNG")
+  assert (
+    "![learning curve](curve.png)"
+    in (tmp_path / "new" / "README.md").read_text()
+  )
+  exporting.export(workdir, tmp_path / "old", step=3)
+  names = {path.name for path in (tmp_path / "old").iterdir()}
+  assert not names & {"curve.png", "metrics.jsonl"}
+  assert "curve.png" not in (tmp_path / "old" / "README.md").read_text()
+
+
+def test_moments_come_along_under_the_names_of_the_weights(workdir, tmp_path):
+  """Read by torch; a new optimizer's moments are zero."""
+  exporting.export(workdir, tmp_path / "hf", with_optimizer=True)
+  folder = tmp_path / "hf"
+  weights = safetensors.torch.load_file(folder / "model.safetensors")
+  moments = safetensors.torch.load_file(folder / "optimizer.safetensors")
+  assert int(moments.pop("step")) == 0
+  assert len(moments) == 2 * len(weights)
+  for name, weight in weights.items():
+    for prefix in ("exp_avg", "exp_avg_sq"):
+      assert moments[f"{prefix}.{name}"].shape == weight.shape
+  # An export with fewer files replaces it.
+  exporting.export(workdir, folder)
+  assert not (folder / "optimizer.safetensors").exists()
 
 
 def test_our_fillings_are_the_pipelines(workdir, tmp_path):

@@ -31,7 +31,7 @@ from bert_jax.distributed.hosts import Hosts
 from bert_jax.errors import UserError
 from bert_jax.model.bert import BertForPreTraining
 from bert_jax.model.bert_config import BertConfig
-from bert_jax.pretraining import exporting, initialization
+from bert_jax.pretraining import exporting, extension, initialization
 from bert_jax.pretraining.initialization import Init
 from bert_jax.storage import metric_log
 from bert_jax.storage.workdir import load_config
@@ -47,6 +47,7 @@ VOCAB = [
   *(f"##{letter}" for letter in LETTERS),
 ]
 NUM_NEW = 60  # past the padding of 128 rows
+NUM_POSITIONS = 72  # of 48
 
 
 SETTINGS = (
@@ -151,9 +152,17 @@ def _continued(tmp_path_factory, text, source):
 
 @pytest.fixture(scope="module", name="extended")
 def _extended(tmp_path_factory, text, source):
-  """The same with new pieces."""
+  """The same with new pieces and positions, at a length only these have."""
   workdir = tmp_path_factory.mktemp("extended") / "run"
-  train(workdir, text, 3, f"--init={source}", f"--extend_vocab={NUM_NEW}")
+  train(
+    workdir,
+    text,
+    3,
+    f"--init={source}",
+    f"--extend_vocab={NUM_NEW}",
+    f"--extend_positions={NUM_POSITIONS}",
+    "--config.phase1.max_seq_length=64",
+  )
   return workdir
 
 
@@ -303,6 +312,22 @@ def test_new_rows_are_the_means_of_their_old_pieces(source, extended):
   jax.tree.map(np.testing.assert_array_equal, *body)
 
 
+def test_old_positions_are_copied_and_new_ones_interpolated(source, extended):
+  """By numpy's own interpolation, column by column."""
+  old, new = (
+    load_init(run, step=step).params["bert"]["embeddings"][
+      "position_embeddings"
+    ]
+    for run, step in ((source, None), (extended, 0))
+  )
+  assert new.shape == (NUM_POSITIONS, 32)
+  np.testing.assert_array_equal(new[:48], old)
+  places = np.linspace(0, 47, NUM_POSITIONS - 48)
+  for column in range(32):
+    expected = np.interp(places, np.arange(48), old[:, column])
+    np.testing.assert_allclose(new[48:, column], expected, atol=1e-6)
+
+
 def spell(piece):
   """Spells a piece with the old vocabulary, by the tokenizers library.
 
@@ -346,8 +371,13 @@ def test_extended_export_loads_in_transformers(extended, tmp_path):
   exporting.export(extended, tmp_path / "hf")
   model = transformers.BertForPreTraining.from_pretrained(tmp_path / "hf")
   tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
-  inputs = tokenizer("The captain remembers the river.", return_tensors="pt")
+  text = "The captain remembers the river. " * 20
+  inputs = tokenizer(
+    text, return_tensors="pt", truncation=True, max_length=NUM_POSITIONS
+  )
   assert int(inputs["input_ids"].max()) >= len(VOCAB)
+  assert inputs["input_ids"].shape == (1, NUM_POSITIONS)
+  assert tokenizer.model_max_length == NUM_POSITIONS
   with torch.no_grad():
     theirs = model.eval()(**inputs).prediction_logits[0].numpy()
   ours = load_init(extended)
@@ -394,14 +424,14 @@ def test_a_model_without_heads_is_extended_too():
   body = {"embeddings": {"word_embeddings": rows}}
   config = BertConfig(vocab_size=len(VOCAB), hidden_size=2)
   pretrained = Pretrained("x", config, {"bert": body}, VOCAB, True, 48)
-  extended = initialization.extend(pretrained, [*VOCAB, "farmers"])
+  extended = extension.extend_vocab(pretrained, [*VOCAB, "farmers"])
   table = extended.params["bert"]["embeddings"]["word_embeddings"]
   pieces = [VOCAB.index(p) for p in ("far", "##mer", "##s")]
   np.testing.assert_array_equal(table[len(VOCAB)], rows[pieces].mean(0))
   assert pretrained.params["bert"] is body  # the source is left alone
   assert body["embeddings"]["word_embeddings"] is rows
   with pytest.raises(UserError, match="has changed"):
-    initialization.extend(pretrained, VOCAB[::-1])
+    extension.extend_vocab(pretrained, VOCAB[::-1])
 
 
 @pytest.mark.slow

@@ -25,10 +25,13 @@ EXCEPTIONS = {
   # Only the last part of a name, for a model card.
   "finetune/card.py": {"os.path"},
   "pretraining/exporting.py": {"os.path"},
+  # Whether a name is one without folders.
+  "weights/folder_files.py": {"os.path"},
   # A log beside a process, in this computer's temporary folder.
   "planning/compiler_process.py": {"os.remove"},
   # The new file that `replaced_file` gives.
   "inference/embeddings_file.py": {".open to write", ".write_bytes"},
+  "inference/json_lines.py": {".open to write"},
 }
 METHODS = {
   "absolute",

@@ -21,7 +21,7 @@ from bert_jax.model.bert import (
   create_params,
   segment_inputs,
 )
-from bert_jax.weights import hf
+from bert_jax.weights import hf, hf_import
 from bert_jax.weights.pretrained import load_init
 from tests.closeness import OTHER_LIBRARY, assert_close
 
@@ -236,7 +236,7 @@ def test_round_trip_keeps_every_bit(folders, params):
   tensors = hf.to_hf(params, CONFIG, "pretraining")
   loaded = load_init(folders / "pretraining")
   assert loaded.bert_config == CONFIG
-  for actual in (hf.from_hf(tensors, CONFIG)[0], loaded.params):
+  for actual in (hf_import.from_hf(tensors, CONFIG)[0], loaded.params):
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
@@ -263,8 +263,8 @@ def test_layer_norm_names_of_tensorflow_are_understood(params):
   assert old.keys() != tensors.keys()
   jax.tree.map(
     np.testing.assert_array_equal,
-    hf.from_hf(old, CONFIG)[0],
-    hf.from_hf(tensors, CONFIG)[0],
+    hf_import.from_hf(old, CONFIG)[0],
+    hf_import.from_hf(tensors, CONFIG)[0],
   )
 
 
@@ -337,10 +337,10 @@ def test_missing_or_misshapen_tensors_are_named(params):
   tensors = hf.to_hf(params, CONFIG, "pretraining")
   name = "bert.encoder.layer.1.intermediate.dense.weight"
   with pytest.raises(UserError, match=name):
-    hf.from_hf({k: v for k, v in tensors.items() if k != name}, CONFIG)
+    hf_import.from_hf({k: v for k, v in tensors.items() if k != name}, CONFIG)
   # The transpose has as many numbers, all of them in the wrong place.
   with pytest.raises(UserError, match=r"\(24, 40\); expected \(40, 24\)"):
-    hf.from_hf(tensors | {name: tensors[name].T}, CONFIG)
+    hf_import.from_hf(tensors | {name: tensors[name].T}, CONFIG)
 
 
 def test_export_needs_neither_torch_nor_transformers():

@@ -1,0 +1,44 @@
+"""JSON from outside: whatever the text holds, only ValueError comes of it."""
+
+import json
+import reprlib
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 60
+
+
+def parse_json(text):
+  """Reads a JSON value.
+
+  Half characters, which JSON can spell ("\\ud800") and UTF-8 can't, become
+  question marks.
+
+  Args:
+    text: str.
+
+  Returns:
+    dict, list, str, number, bool or None; numbers may be NaN or infinite.
+
+  Raises:
+    ValueError: it is no JSON, is nested too deep, or has a number of more than
+      4,300 digits; one line says which.
+  """
+  try:
+    value = json.loads(text)
+    if "\\u" in text:
+      spelled = json.dumps(value, ensure_ascii=False)
+      value = json.loads(spelled.encode("utf-8", "replace").decode("utf-8"))
+  except RecursionError:
+    raise ValueError("it is nested too deep") from None
+  except json.JSONDecodeError as e:
+    raise ValueError(
+      f"it is not JSON: {e.msg} (line {e.lineno}, column {e.colno})"
+    ) from None
+  except ValueError:  # what int() says of very long numbers
+    raise ValueError("a number has more than 4,300 digits") from None
+  return value
+
+
+def shorten(value):
+  """Returns what a value looks like, about 60 characters of each part."""
+  return _REPR.repr(value)
