@@ -137,7 +137,11 @@ def _is_alive(pid):
 
 @pytest.mark.parametrize(
   ("pool_bytes", "moments"),
-  [(10**12, (None, 0, 1)), (10**12, (30, 90)), (0, (0, 30, 90))],
+  [
+    (10**12, (None, 0, 1)),
+    pytest.param(10**12, (30, 90), marks=pytest.mark.slow),
+    pytest.param(0, (0, 30, 90), marks=pytest.mark.slow),
+  ],
 )
 def test_killed_again_and_again_it_ends_in_the_same_bytes(
   tmp_path, source, whole, pool_bytes, moments
