@@ -88,7 +88,7 @@ def _read_pairs(source, config, columns, labelled):
 
 
 def _texts(record, columns):
-  return tuple(readers.whole_text(str(record.get(c))) for c in columns)
+  return tuple(record.text(column) for column in columns)
 
 
 def _score(value, record, max_score):

@@ -13,7 +13,7 @@ import numpy as np
 import sentencex
 
 from bert_jax.errors import UserError
-from bert_jax.finetune import readers
+from bert_jax.finetune import readers, values
 from bert_jax.finetune.features import IGNORED, create_features
 
 _ROUGE = ("rouge1", "rouge2", "rougeLsum")
@@ -74,9 +74,9 @@ def read_rows(source, config, labelled):
 def _sentences(text, where, language):
   """Returns the sentences of a text, or of a list of them."""
   if not isinstance(text, list):
-    lines = str(text or "").split("\n")
+    lines = values.as_text(text or "", where).split("\n")
     text = [s for line in lines for s in sentencex.segment(language, line)]
-  stripped = [readers.whole_text(str(sentence)).strip() for sentence in text]
+  stripped = [values.as_text(sentence, where).strip() for sentence in text]
   sentences = tuple(filter(None, stripped))
   if not sentences:
     raise UserError(f"{where} has a text without a sentence; expected some")
