@@ -3,7 +3,8 @@
   python -m bert_jax.train --config=configs/bert_medium.py --workdir=W \\
     --config.corpus.source='texts/*.txt.gz'
 
-Hardware: COST
+Hardware: one accelerator or a few; `python -m bert_jax.plan` says what a slice
+takes.
 Expected, as published for the paper's corpus (GLUE test):
 SST-2 89.6, MRPC F1 86.6, STS-B Pearson 80.4, MNLI 80.0.
 Nobody has run this file to its end yet.

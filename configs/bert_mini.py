@@ -3,7 +3,8 @@
   python -m bert_jax.train --config=configs/bert_mini.py --workdir=W \\
     --config.corpus.source='texts/*.txt.gz'
 
-Hardware: COST
+Hardware: one accelerator or a few; `python -m bert_jax.plan` says what a slice
+takes.
 Expected, as published for the paper's corpus (GLUE test):
 SST-2 85.9, MRPC F1 81.1, STS-B Pearson 75.4, MNLI 74.8.
 Nobody has run this file to its end yet.

@@ -3,7 +3,8 @@
   python -m bert_jax.train --config=configs/bert_tiny.py --workdir=W \\
     --config.corpus.source='texts/*.txt.gz'
 
-Hardware: COST
+Hardware: one accelerator or a few; `python -m bert_jax.plan` says what a slice
+takes.
 Expected, as published for the paper's corpus (GLUE test):
 SST-2 83.2, MRPC F1 81.1, STS-B Pearson 74.3, MNLI 70.2.
 Nobody has run this file to its end yet.

@@ -15,6 +15,8 @@ from bert_jax.storage import paths
 PAUSE_SECONDS = 10
 # After a write that failed.
 RETRY_SECONDS = 2
+# How long a checkpoint waits for the rows before it.
+FLUSH_SECONDS = 10
 # How long the end of a run waits for a storage that does not answer.
 GIVE_UP_SECONDS = 60
 
@@ -132,7 +134,9 @@ class MetricWriter:
     )
     self._problem = None
     self._rows = queue.SimpleQueue()
-    self._closing = threading.Event()
+    self._num_handed = self._num_written = 0
+    self._written = threading.Condition()
+    self._hurry = threading.Event()  # ends a pause between writes
     self._thread = threading.Thread(target=self._run, daemon=True)
     self._thread.start()
 
@@ -148,12 +152,25 @@ class MetricWriter:
         becomes null.
     """
     row = {field: _json_number(row.get(field)) for field in self._fields}
+    self._num_handed += 1
     self._rows.put(row)
+
+  def flush(self):
+    """Waits until all rows are written, or for `FLUSH_SECONDS`.
+
+    To be called before a checkpoint is saved: a run that goes on from it does
+    not make the rows before it again.
+    """
+    self._hurry.set()
+    with self._written:
+      self._written.wait_for(
+        lambda: self._num_written == self._num_handed, FLUSH_SECONDS
+      )
 
   def close(self):
     """Waits until all rows are written, or for `GIVE_UP_SECONDS`."""
-    self._closing.set()
     self._rows.put(None)
+    self._hurry.set()
     self._thread.join(GIVE_UP_SECONDS)
     if self._thread.is_alive():
       print(f"{self._path} lacks the last rows: {self._problem}")
@@ -168,9 +185,10 @@ class MetricWriter:
       waiting = self._try_to_write(waiting)
       if waiting:
         time.sleep(RETRY_SECONDS)
-      elif not self._is_local:
+      elif not (self._is_local or is_closed):
         # An object store takes no more than one write of an object a second.
-        self._closing.wait(PAUSE_SECONDS)
+        self._hurry.wait(PAUSE_SECONDS)
+        self._hurry.clear()
     if self._events:
       self._events.close()
 
@@ -201,6 +219,9 @@ class MetricWriter:
     self._problem = None
     for row in rows:
       self._add_scalars(row)
+    with self._written:
+      self._num_written += len(rows)
+      self._written.notify_all()
     return []
 
   def _append(self, lines):

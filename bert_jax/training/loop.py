@@ -258,6 +258,8 @@ def _train_stage(loop, stage, train_step, num_steps, state, stopping):
           _show(bar, evaluated, loop.summary, num_steps, clock)
       if saves:
         with clock.paused():
+          if loop.writer:
+            loop.writer.flush()
           loop.save(state, evaluated)
         intervals.note_save(step)
       if stopped_by:

@@ -142,3 +142,17 @@ def test_tensorboard_gets_the_same_figures(tmp_path):
     for value in event.summary.value
   }
   assert found == {("train/loss", 1): 1.0, ("train/loss", 2): 0.5}
+
+
+def test_a_flush_writes_what_a_pause_keeps_back(tmp_path, monkeypatch):
+  """A checkpoint's rows must be there before it: they are not made again."""
+  monkeypatch.setattr(metric_log.paths, "is_remote", lambda path: True)
+  monkeypatch.setattr(metric_log, "PAUSE_SECONDS", 600)
+  monkeypatch.setattr(metric_log.paths, "as_path", lambda path: path)
+  writer = metric_log.MetricWriter(tmp_path, 0)
+  for step in (1, 2, 3):
+    writer.write({"step": step, "split": "train"})
+    writer.flush()
+    steps = [row["step"] for row in metric_log.load_rows(tmp_path)]
+    assert steps == list(range(1, step + 1))
+  writer.close()
