@@ -92,7 +92,7 @@ def _train(
     max_seq_length=1,
     flops_per_step=1.0,
     train_step=train_step,
-    abstract_batch={"x": jax.ShapeDtypeStruct((1, 1), jnp.float32)},
+    abstract_batches=[{"x": jax.ShapeDtypeStruct((1, 1), jnp.float32)}],
     iterate_batches=iterate_batches,
     evaluate=lambda params: {"loss": 0.5},
   )
