@@ -146,6 +146,9 @@ def create_torch_model(ours, vocab_size, dtype=torch.float32):
   missing, unexpected = model.load_state_dict(tensors, strict=False)
   if unexpected or any("decoder" not in name for name in missing):
     raise ValueError(f"weights differ: {missing} and {unexpected}")
+  # torch would leave out the gradient of a [PAD] that stands for a masked
+  # token, as `random_token="any"` draws it; the original code does not.
+  model.bert.embeddings.word_embeddings.padding_idx = None
   return model.to(dtype).train()
 
 
