@@ -8,6 +8,7 @@ import transformers
 
 from bert_jax.data.tokenization import create_tokenizer
 from bert_jax.finetune import question_answering as qa
+from bert_jax.finetune import squad_file
 from bert_jax.finetune.config import default_config
 from tests.weights import tiny_bert
 
@@ -35,7 +36,7 @@ def _config(**settings):
 
 def _row(text, question="Who?", context=CONTEXT):
   label = ((context.index(text), text),) if text else ()
-  return qa.Row("here", f"id of {text}", question, context, label)
+  return squad_file.Row("here", f"id of {text}", question, context, label)
 
 
 def _logits(features, labels):
@@ -142,10 +143,10 @@ def test_no_answer_wins_by_more_than_the_threshold():
 def test_a_misplaced_answer_is_looked_for_and_a_missing_one_told(capsys):
   config = _config(**{"data.max_seq_length": 64})
   right = _row("the cat")
-  near = qa.Row(
+  near = squad_file.Row(
     "here", "near", "Who?", CONTEXT, ((right.label[0][0] - 3, "the cat"),)
   )
-  lost = qa.Row("here", "lost", "Who?", CONTEXT, ((4, "elephant"),))
+  lost = squad_file.Row("here", "lost", "Who?", CONTEXT, ((4, "elephant"),))
   rows = [right, near, lost]
   features = qa.encode(rows, TOKENIZER, config)
   labels = qa.span_labels(rows, features, NAMES)

@@ -85,7 +85,11 @@ def test_the_corpus_is_prepared_with_the_accents_of_the_model(
 ):
   folder, workdir = tmp_path / "model", epath.Path(tmp_path / "run")
   tiny_bert.save(folder, transformers.BertModel, tiny_bert.make_vocab())
-  settings = {"strip_accents": strip_accents}
+  # True is what None means in lower-cased text.
+  settings = {
+    "strip_accents": strip_accents,
+    "do_lower_case": strip_accents is not True,
+  }
   (folder / "tokenizer_config.json").write_text(json.dumps(settings))
   init = initialization.create_init(str(folder))
   asked = default_config()

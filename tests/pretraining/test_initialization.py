@@ -19,7 +19,11 @@ from etils import epath
 
 from bert_jax.config import default_config
 from bert_jax.data.preparation import prepare
-from bert_jax.data.tokenization import SPECIAL_TOKENS, create_tokenizer
+from bert_jax.data.tokenization import (
+  SPECIAL_TOKENS,
+  WordRules,
+  create_tokenizer,
+)
 from bert_jax.data.vocabulary import (
   count_words,
   extend_vocabulary,
@@ -162,6 +166,7 @@ def _extended(tmp_path_factory, text, source):
     f"--extend_vocab={NUM_NEW}",
     f"--extend_positions={NUM_POSITIONS}",
     "--config.phase1.max_seq_length=64",
+    "--config.phase1.max_predictions=10",
   )
   return workdir
 
@@ -261,6 +266,7 @@ def adam_state(workdir, step):
   return adam, int(schedule["count"])
 
 
+@pytest.mark.slow
 def test_moments_are_reset_or_kept_as_asked(text, source, continued, tmp_path):
   old, _ = adam_state(source, 8)
   fresh, count = adam_state(continued, 0)
@@ -377,7 +383,7 @@ def test_extended_export_loads_in_transformers(extended, tmp_path):
   )
   assert int(inputs["input_ids"].max()) >= len(VOCAB)
   assert inputs["input_ids"].shape == (1, NUM_POSITIONS)
-  assert tokenizer.model_max_length == NUM_POSITIONS
+  assert tokenizer.model_max_length == 64  # the longest length trained
   with torch.no_grad():
     theirs = model.eval()(**inputs).prediction_logits[0].numpy()
   ours = load_init(extended)
@@ -400,7 +406,8 @@ def test_extended_export_loads_in_transformers(extended, tmp_path):
 
 def test_pieces_are_new_frequent_and_spelled_longest_first():
   words = normalize_counts(
-    count_words(texts.make_documents(60, 12) + ["λόγος λόγος"] * 99), True
+    count_words(texts.make_documents(60, 12) + ["λόγος λόγος"] * 99),
+    WordRules(lowercase=True),
   )
   vocab = extend_vocabulary(VOCAB, words, 20)
   assert vocab[: len(VOCAB)] == VOCAB
