@@ -222,7 +222,10 @@ def made_up_corpus(vocab_size):
     tokens=rng.integers(num_special, vocab_size, num_tokens, dtype=np.uint16),
     sentence_starts=np.tile(starts, _DOCUMENTS),
     documents=documents,
-    manifest={"fingerprint": "made up"},
+    manifest={
+      "fingerprint": "made up",
+      "entries": [{"spec": "made up", "language": "en"}],
+    },
   )
 
 

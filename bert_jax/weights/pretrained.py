@@ -148,7 +148,8 @@ def _check_name(source):
   try:
     str(source).encode()
     path = paths.as_path(source)
-    path.exists()
+    if not paths.is_remote(source):  # what a bucket says is told elsewhere
+      path.exists()
   except UnicodeEncodeError:
     raise UserError(
       f"--init={source!a} is not UTF-8; expected a name that is"

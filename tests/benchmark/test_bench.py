@@ -113,6 +113,7 @@ def printed(tmp_path_factory):
   return [json.loads(line) for line in done.stdout.splitlines()], done.stderr
 
 
+@pytest.mark.slow
 def test_the_command_measures_every_figure(printed):
   rows, lines = printed
   assert [row["figure"] for row in rows] == [
@@ -132,6 +133,7 @@ def test_the_command_measures_every_figure(printed):
       assert f"{row['ratio']:.2f} times {row['over']}" in lines
 
 
+@pytest.mark.slow
 def test_ratios_are_of_sequences_a_second(printed):
   rows, _ = printed
   ours = rows[2]["sequences_per_second"]

@@ -188,7 +188,10 @@ def test_logits_loss_and_gradients_are_transformers(kind, tmp_path):
     )
 
 
-@pytest.mark.parametrize("kind", ["classification", "tagging"])
+@pytest.mark.parametrize(
+  "kind",
+  [pytest.param("classification", marks=pytest.mark.slow), "tagging"],
+)
 def test_steps_are_those_of_torchs_adamw(kind, tmp_path):
   """Warm-up, decay, clipping and weight decay over eight steps, two halves."""
   num_steps = 8

@@ -14,6 +14,7 @@ import transformers
 from bert_jax.config import default_config
 from bert_jax.model import attention, bert, encoder
 from bert_jax.model.bert import BertConfig, BertForPreTraining, BertModel
+from bert_jax.model.dropout import draw_attention_keep
 from bert_jax.pretraining import losses
 from bert_jax.training import sums as sums_lib
 from bert_jax.weights import hf
@@ -381,6 +382,7 @@ def test_each_dropout_rate_acts(rate):
   assert (last(noisy, 0) != last(noisy, 1)).any()
 
 
+@pytest.mark.slow
 def test_layers_computed_again_give_the_same_numbers_and_keep_less():
   """With dropout, whose masks must be drawn again as they were."""
   params, batch = random_params(SMALL), random_batch(SMALL)
@@ -409,10 +411,14 @@ def test_no_two_dropouts_share_their_bits():
     drawn.append(tuple(words.ravel().tolist()))
     return x
 
+  def record_attention(words, rate, num_heads, length):
+    drawn.append(tuple(words.ravel().tolist()))
+    return draw_attention_keep(words, rate, num_heads, length)
+
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(bert, "dropout", record)
     patch.setattr(encoder, "dropout", record)
-    patch.setattr(attention, "dropout", record)
+    patch.setattr(attention, "draw_attention_keep", record_attention)
     encode(SMALL, params, batch)
   assert len(set(drawn)) == len(drawn) == 1 + 3 * SMALL.num_hidden_layers
 

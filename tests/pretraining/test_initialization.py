@@ -171,6 +171,7 @@ def _extended(tmp_path_factory, text, source):
   return workdir
 
 
+@pytest.mark.slow
 def test_continuing_starts_at_the_weights_and_loss_of_the_model(
   source, continued
 ):

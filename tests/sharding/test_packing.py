@@ -68,6 +68,7 @@ def test_unpacking_undoes_packing(num_shards):
   jax.tree.map(np.testing.assert_array_equal, params, back)
 
 
+@pytest.mark.slow
 def test_a_model_with_packed_weights_computes_the_same_and_its_gradients():
   rng = np.random.default_rng(1)
   ids = jnp.asarray(rng.integers(5, 50, (2, 16)))

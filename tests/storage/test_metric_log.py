@@ -8,11 +8,11 @@ from etils import epath
 from tensorboardX.proto import event_pb2
 
 from bert_jax.errors import UserError
-from bert_jax.storage import metric_log
+from bert_jax.storage import metric_log, paths
 
 
 def _write(tmp_path, steps, first_step=0):
-  writer = metric_log.MetricWriter(epath.Path(tmp_path), first_step)
+  writer = metric_log.MetricWriter(paths.as_path(tmp_path), first_step)
   for step in steps:
     row = {
       "step": step,
@@ -100,9 +100,8 @@ def test_the_end_of_a_run_does_not_wait_for_ever(tmp_path, monkeypatch, capsys):
   assert "lacks the last rows" in capsys.readouterr().out
 
 
-def test_an_object_store_gets_many_rows_in_one_write(tmp_path, monkeypatch):
+def test_an_object_store_gets_many_rows_in_one_write(gcs, monkeypatch):
   """A bucket takes about one write of an object a second."""
-  monkeypatch.setattr(metric_log, "is_remote", lambda path: True)
   writes = []
   write_all = metric_log.MetricWriter._write_all
 
@@ -111,8 +110,9 @@ def test_an_object_store_gets_many_rows_in_one_write(tmp_path, monkeypatch):
     write_all(writer)
 
   monkeypatch.setattr(metric_log.MetricWriter, "_write_all", count)
-  _write(tmp_path, range(1, 101))
-  assert [r["step"] for r in metric_log.load_rows(tmp_path)] == [*range(1, 101)]
+  workdir = paths.as_path(gcs.address) / "run"
+  _write(workdir, range(1, 101))
+  assert [r["step"] for r in metric_log.load_rows(workdir)] == [*range(1, 101)]
   assert len(writes) <= 4 and writes[-1] == 100
 
 
@@ -144,15 +144,14 @@ def test_tensorboard_gets_the_same_figures(tmp_path):
   assert found == {("train/loss", 1): 1.0, ("train/loss", 2): 0.5}
 
 
-def test_a_flush_writes_what_a_pause_keeps_back(tmp_path, monkeypatch):
+def test_a_flush_writes_what_a_pause_keeps_back(gcs, monkeypatch):
   """A checkpoint's rows must be there before it: they are not made again."""
-  monkeypatch.setattr(metric_log.paths, "is_remote", lambda path: True)
   monkeypatch.setattr(metric_log, "PAUSE_SECONDS", 600)
-  monkeypatch.setattr(metric_log.paths, "as_path", lambda path: path)
-  writer = metric_log.MetricWriter(tmp_path, 0)
+  workdir = paths.as_path(gcs.address) / "run"
+  writer = metric_log.MetricWriter(workdir, 0)
   for step in (1, 2, 3):
     writer.write({"step": step, "split": "train"})
     writer.flush()
-    steps = [row["step"] for row in metric_log.load_rows(tmp_path)]
+    steps = [row["step"] for row in metric_log.load_rows(workdir)]
     assert steps == list(range(1, step + 1))
   writer.close()
