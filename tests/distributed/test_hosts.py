@@ -152,8 +152,9 @@ def _stopped(tmp_path_factory, shared):
   status, output, errors = _end(process)
   assert status == 0, errors
   assert output.count("stopped by SIGTERM; state is saved") == 1
-  # Nobody else prints, and nothing went wrong.
-  assert errors == ""
+  # Nothing went wrong; JAX notes the signal on the host that got it.
+  (noted,) = errors.splitlines()
+  assert noted.startswith("host 2: ") and "SIGTERM caught" in noted
   return workdir
 
 

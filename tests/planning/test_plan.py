@@ -134,9 +134,6 @@ def test_half_a_chip_is_a_device_and_a_whole_one_is_paid_for(name):
   assert (report["chips"], report["devices"]) == (4, 8)
   assert report["mesh"]["data"] == 8
   assert report["money"] == pytest.approx(4 * report["hours"])
-  # The compiler's instructions for a kernel this small outlast its products.
-  assert found["kernel_seconds"] > found["kernel_roofline_seconds"] > 0
-  assert found["row_seconds"] > 0
   phase = report["phases"]["phase1"]
   peak = {"v3-8": 4 * 123e12, "tpu7x-8": 4 * 2307e12}[name]
   assert phase["best_step_seconds"] == pytest.approx(
