@@ -16,11 +16,16 @@ Rows are in the order of the input. Layer 0 is the embeddings, 1 the first
 block, -1 the last; several are concatenated, so that D is a multiple of the
 hidden size. A folder of sentence-transformers brings its own pooling and
 length.
+
+Several files, --input='docs/part-*.jsonl', are shared among the processes of a
+slice, and a start after an interruption goes on with the files that are not
+done. The first one's vectors are in O-00000-of-00128.npz.
 """
 
 from absl import flags
 
 from bert_jax import command
+from bert_jax.distributed import rehearsal
 
 
 def main(argv):
@@ -29,11 +34,14 @@ def main(argv):
 
   del argv
   args = flags.FLAGS
-  embedding.embed_file(
-    command.path("init"),
-    command.checkpoint_step(),
-    command.path("input"),
-    command.path("output"),
+  init, step = command.path("init"), command.checkpoint_step()
+  source, output = command.path("input"), command.path("output")
+  rehearsal.rehearse_if_asked()
+  embedding.embed_files(
+    init,
+    step,
+    source,
+    output,
     text_key=args.text_key,
     layers=args.layers,
     pooling=args.pooling,
@@ -47,7 +55,7 @@ if __name__ == "__main__":
     "init", None, "Workdir, Hugging Face folder or TF1 model."
   )
   command.define_step_flag()
-  flags.DEFINE_string("input", None, "Text file, .txt or .jsonl.")
+  flags.DEFINE_string("input", None, "Text, .txt or .jsonl; or a pattern.")
   flags.DEFINE_string("output", None, "File to write.")
   flags.DEFINE_string("layers", "last", "last, last4 or such as 0,3,-1.")
   flags.DEFINE_enum(
@@ -58,5 +66,8 @@ if __name__ == "__main__":
   )
   flags.DEFINE_string("text_key", "text", "Key of the text in .jsonl.")
   flags.DEFINE_integer("max_length", None, "Longest row; default: the model's.")
-  flags.DEFINE_integer("batch_size", 64, "Rows at a time, over all devices.")
+  flags.DEFINE_integer(
+    "batch_size", 64, "Rows at a time, over all devices of a process."
+  )
+  rehearsal.define_flags()
   command.run(main)

@@ -10,11 +10,14 @@ tensors that a class does not use, so `mlm` (fill-mask) and `encoder`
 --step=all writes each checkpoint to a folder <H>/<step>. Damage of the exported
 weights is noticed; that of the optimizer's state is only where it is read: by
 bert_jax.train and with `--with_optimizer`.
+
+On a slice every host runs this command; host 0 writes H.
 """
 
 from absl import flags
 
 from bert_jax import command
+from bert_jax.distributed import rehearsal
 from bert_jax.pretraining import exporting
 from bert_jax.weights import hf
 
@@ -22,24 +25,15 @@ from bert_jax.weights import hf
 def main(argv):
   """Runs the command."""
   del argv
-  output, heads = command.path("output"), flags.FLAGS.heads
-  with_optimizer = flags.FLAGS.with_optimizer
-  step = command.checkpoint_step(may_be_all=True)
-  if step == "all":
-    for step in exporting.export_all(
-      command.workdir(), output, heads, with_optimizer
-    ):
-      print(
-        f"export: step {step:,} ({heads}) is in {output}/{step}", flush=True
-      )
-    return
-  step = exporting.export(
-    command.workdir(), output, heads, step, with_optimizer
+  args = (
+    command.workdir(),
+    command.path("output"),
+    flags.FLAGS.heads,
+    command.checkpoint_step(may_be_all=True),
+    flags.FLAGS.with_optimizer,
   )
-  print(
-    f"export: step {step:,} ({heads}) is in {output}; load it with "
-    f"transformers' {hf.HEADS[heads][0]}.from_pretrained"
-  )
+  rehearsal.rehearse_if_asked()
+  exporting.export_on_first_host(*args)
 
 
 if __name__ == "__main__":
@@ -47,4 +41,5 @@ if __name__ == "__main__":
   flags.DEFINE_string("output", None, "Folder to write.")
   flags.DEFINE_enum("heads", "pretraining", list(hf.HEADS), "What to keep.")
   flags.DEFINE_bool("with_optimizer", False, "Whether to add Adam's moments.")
+  rehearsal.define_flags()
   command.run(main)

@@ -10,8 +10,6 @@ pretraining a model on the config's text.
 
 import sys
 
-from absl import flags
-
 from bert_jax import command
 from bert_jax.distributed import rehearsal
 from bert_jax.pretraining import initialization, session
@@ -22,26 +20,12 @@ def main(argv):
   del argv
   config, workdir = command.config_and_workdir()
   init = initialization.create_init(*command.init_flags())
-  num_hosts = flags.FLAGS.rehearse_hosts
-  num_devices = flags.FLAGS.rehearse_devices
-  if (num_hosts or num_devices) and not rehearsal.is_child():
-    sys.exit(rehearsal.rehearse(num_hosts or 1, num_devices or 4))
+  rehearsal.rehearse_if_asked()
   sys.exit(session.train_on_all_hosts(config, workdir, init))
 
 
 if __name__ == "__main__":
   command.define_config_flags()
   command.define_init_flags()
-  flags.DEFINE_integer(
-    "rehearse_hosts",
-    None,
-    "Start so many processes here, as a pod does (1 with --rehearse_devices).",
-    1,
-  )
-  flags.DEFINE_integer(
-    "rehearse_devices",
-    None,
-    "CPU devices of each of them (4 with --rehearse_hosts).",
-    1,
-  )
+  rehearsal.define_flags()
   command.run(main)

@@ -20,7 +20,14 @@ ALLOWED = {
   "training": {"hlo", "sharding", "distributed"},
   "data": {"storage"},
   "weights": {"data", "model", "sharding", "storage"},
-  "inference": {"data", "model", "sharding", "storage", "weights"},
+  "inference": {
+    "data",
+    "distributed",
+    "model",
+    "sharding",
+    "storage",
+    "weights",
+  },
   "pretraining": {
     "data",
     "distributed",
@@ -32,6 +39,7 @@ ALLOWED = {
   },
   "finetune": {
     "data",
+    "distributed",
     "model",
     "sharding",
     "storage",

@@ -39,6 +39,8 @@ def _source(module):
   text = path.read_text()
   if "command.define_init_flags()" in text:
     text += (ROOT / "bert_jax" / "command.py").read_text()
+  if "rehearsal.define_flags()" in text:
+    text += (ROOT / "bert_jax/distributed/rehearsal.py").read_text()
   return text
 
 

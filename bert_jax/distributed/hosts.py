@@ -25,6 +25,7 @@ class Hosts:
     self._client = client
     self._watch = watch
     self._rounds = itertools.count()
+    self._steps = itertools.count(1)
 
   @property
   def is_first(self):
@@ -61,6 +62,14 @@ class Hosts:
       what it returned, on every process; JSON-able.
     """
     return self.gather(function() if self.is_first else None)[0]
+
+  def count_step(self):
+    """Returns the number of a step just begun, counted from 1.
+
+    It goes on where a run of another seed begins again at its first step: the
+    sync point of `stopping` needs numbers that only grow.
+    """
+    return next(self._steps)
 
   def close(self):
     """Ends the watch of the other processes, which all have come to the end."""

@@ -1,6 +1,7 @@
 """Joins the processes of a run, and says who is being waited for."""
 
 import contextlib
+import functools
 import os
 import signal
 import socket
@@ -12,7 +13,7 @@ from jax._src import distributed  # the key-value store has no public name
 
 from bert_jax.distributed import child_process, environment
 from bert_jax.distributed.hosts import Hosts, gather
-from bert_jax.distributed.watch import Watch
+from bert_jax.distributed.watch import Interrupted, Watch
 
 # Set by a rehearsal: its process id, without which its processes end.
 PARENT = "BERT_JAX_REHEARSAL"
@@ -25,11 +26,15 @@ _REMINDER_SECONDS = 30
 
 
 @contextlib.contextmanager
-def joined():
+def joined(is_restarted=False):
   """Joins the processes of the run, and ends with all of them or with none.
 
   To be entered before JAX looks for devices. Inside, processes other than the
   first print nothing to standard output.
+
+  Args:
+    is_restarted: whether whoever starts the command starts it again after a
+      signal, which then is an end with status 0 and not with 128 + its number.
 
   Yields:
     `Hosts`.
@@ -50,7 +55,9 @@ def joined():
       stack.enter_context(contextlib.redirect_stdout(nowhere))
     try:
       for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _raise_interrupted)
+        signal.signal(
+          number, functools.partial(_raise_interrupted, is_restarted)
+        )
       yield hosts
       hosts.gather(None)  # the coordinator must be the last to leave
     except BaseException as e:
@@ -59,9 +66,10 @@ def joined():
   jax.distributed.shutdown()
 
 
-def _raise_interrupted(number, frame):
+def _raise_interrupted(is_restarted, number, frame):
   del frame
-  raise KeyboardInterrupt(signal.Signals(number).name)
+  status = 0 if is_restarted else 128 + number
+  raise Interrupted(signal.Signals(number).name, status)
 
 
 def _join():

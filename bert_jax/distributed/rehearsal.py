@@ -13,6 +13,8 @@ import sys
 import threading
 import time
 
+from absl import flags
+
 from bert_jax.distributed import environment, joining
 
 # After one process failed, how long the others get to end by themselves: they
@@ -20,12 +22,35 @@ from bert_jax.distributed import environment, joining
 _PATIENCE_SECONDS = 120
 
 
-def is_child():
-  """Tells whether this process is one of several already."""
-  return environment.VARIABLES[0] in os.environ
+def define_flags():
+  """Defines `--rehearse_hosts=N` and `--rehearse_devices=N`."""
+  flags.DEFINE_integer(
+    "rehearse_hosts",
+    None,
+    "Start so many processes here, as a pod does (1 with --rehearse_devices).",
+    1,
+  )
+  flags.DEFINE_integer(
+    "rehearse_devices",
+    None,
+    "CPU devices of each of them (4 with --rehearse_hosts).",
+    1,
+  )
 
 
-def rehearse(num_hosts, num_devices):
+def rehearse_if_asked():
+  """Starts the processes that the flags ask for, and ends with their status.
+
+  Returns at once where the flags ask for none, and in the processes started.
+  """
+  num_hosts = flags.FLAGS.rehearse_hosts
+  num_devices = flags.FLAGS.rehearse_devices
+  is_child = environment.VARIABLES[0] in os.environ
+  if (num_hosts or num_devices) and not is_child:
+    sys.exit(_rehearse(num_hosts or 1, num_devices or 4))
+
+
+def _rehearse(num_hosts, num_devices):
   """Runs this command as a pod would.
 
   Args:

@@ -25,11 +25,11 @@ def make_stopping(hosts):
     hosts: `Hosts`; all of its processes call this.
 
   Returns:
-    function of the step just dispatched, int, to the number of the signal to
-    stop for, or None. To be called at every step; it gives all processes the
+    function that returns the number of the signal to stop for, or None. To be
+    called at every step, after it was dispatched; it gives all processes the
     same answer.
   """
-  return _listen_alone() if hosts.is_alone else _listen_together()
+  return _listen_alone() if hosts.is_alone else _listen_together(hosts)
 
 
 def _listen_alone():
@@ -42,10 +42,10 @@ def _listen_alone():
 
   for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, note)
-  return lambda step: caught[0] if caught else None
+  return lambda: caught[0] if caught else None
 
 
-def _listen_together():
+def _listen_together(hosts):
   # Not before: it takes the signal away from Python, and until the first step
   # nobody would ask for the common one.
   if distributed.global_state.preemption_sync_manager is None:
@@ -54,8 +54,8 @@ def _listen_together():
     signal.SIGINT, lambda number, frame: os.kill(os.getpid(), _PREEMPTION)
   )
 
-  def stopping(step):
-    reached = multihost_utils.reached_preemption_sync_point(step)
+  def stopping():
+    reached = multihost_utils.reached_preemption_sync_point(hosts.count_step())
     return _PREEMPTION if reached else None
 
   return stopping

@@ -33,6 +33,19 @@ _PERIOD_SECONDS = 1.0
 _GRACE_SECONDS = 5.0
 
 
+class Interrupted(KeyboardInterrupt):
+  """A signal asked one of several processes to end.
+
+  Attributes:
+    status: int, with which all of them end.
+  """
+
+  def __init__(self, name, status):
+    """Names the signal."""
+    super().__init__(name)
+    self.status = status
+
+
 class Watch:
   """A thread that watches the other processes."""
 
@@ -71,8 +84,8 @@ class Watch:
       if self._index:  # most likely all made it, and one line is enough
         time.sleep(_GRACE_SECONDS)
       self._end_all(2, str(error), self._index == 0)
-    if isinstance(error, KeyboardInterrupt):
-      self._end_all(0, f"stopped by {error}", self._index == 0)
+    if isinstance(error, Interrupted):
+      self._end_all(error.status, f"stopped by {error}", self._index == 0)
     if isinstance(error, JaxRuntimeError):
       # What a process gone looks like to those that compute with it. Let the
       # thread find it.
@@ -161,7 +174,7 @@ class Watch:
     if error:
       traceback.print_exception(error)
     if is_told:
-      prefix = "error: " if status else ""
+      prefix = "error: " if status in (1, 2) else ""
       print(f"{prefix}{line}", file=sys.stderr)
     self._end = [status, line]
     if 0 not in lost:

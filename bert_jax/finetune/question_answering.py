@@ -271,9 +271,9 @@ def save_predictions(path, rows, predictions):
     predictions: list of dicts, as from `decode`.
   """
   for prefix, key in (
-    ("", "text"),
     ("nbest_", "nbest"),
     ("null_odds_", "null_odds"),
+    ("", "text"),  # last: where it is, all are
   ):
     values = {row.id: p[key] for row, p in zip(rows, predictions, strict=True)}
     text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"

@@ -1,8 +1,7 @@
 """One fine-tuning: data, the loop, and the best model by the task's metric."""
 
+import contextlib
 import dataclasses
-import functools
-import zlib
 
 import jax
 import ml_collections
@@ -109,7 +108,7 @@ def create_fine_tuning(config, source):
     dev=dev,
     dev_rows=dev_rows,
     metric_names=_metric_names(model, dev, dev_rows),
-    fingerprint=f"{_checksum(weights):08x}-{train.fingerprint():08x}",
+    fingerprint=f"{pretrained.checksum(weights):08x}-{train.fingerprint():08x}",
   )
 
 
@@ -144,13 +143,6 @@ def _metric_names(model, dev, dev_rows):
   return chosen, *(name for name in names if name != chosen)
 
 
-def _checksum(params):
-  checksum = 0
-  for leaf in jax.tree.leaves(params):
-    checksum = zlib.crc32(np.ascontiguousarray(leaf), checksum)
-  return checksum
-
-
 def with_seed(run, seed):
   """Returns the same fine-tuning with another seed."""
   config = run.config.copy_and_resolve_references()
@@ -160,13 +152,14 @@ def with_seed(run, seed):
   )
 
 
-def train(run, config, workdir):
+def train(run, config, workdir, hosts):
   """Trains a run to its end, or until a signal asks it to stop.
 
   Args:
     run: `FineTuning`.
     config: the settings as they were given, with the run's seed.
     workdir: its folder, `epath.Path`.
+    hosts: `Hosts`, all of which call this.
 
   Returns:
     (the row of metrics.jsonl of the best evaluation or None, the number of the
@@ -175,20 +168,32 @@ def train(run, config, workdir):
   Raises:
     UserError: the workdir holds another run, or the loss is not finite.
   """
-  with workdir_lib.run_lock(workdir):
+
+  def begin():
     workdir_lib.check_config(config, workdir, CHANGEABLE, default_config)
     workdir_lib.save_config(config, workdir)
-    checkpoint_reader.check_round_trip(workdir)
+
+  with contextlib.ExitStack() as stack:
+    if hosts.is_first:
+      stack.enter_context(workdir_lib.run_lock(workdir))
+    hosts.on_first(begin)
+    checkpoint_reader.check_round_trip(workdir, hosts)
     manager = checkpoints.create_manager(config.checkpoint, workdir, best=None)
     try:
-      stopped_by = _train_from_newest(run, workdir, manager)
+      stopped_by = _train_from_newest(run, workdir, manager, hosts)
+    except UserError:
+      raise
+    except BaseException as e:
+      hosts.fail(e)  # or closing would wait for hosts that do not come
+      raise
     finally:
-      with signals.deferred():
+      # Among several hosts signals are JAX's.
+      with signals.deferred() if hosts.is_alone else contextlib.nullcontext():
         manager.close()
-  return best_row(run, workdir), stopped_by
+    return hosts.on_first(lambda: _best_row(run, workdir)), stopped_by
 
 
-def best_row(run, workdir):
+def _best_row(run, workdir):
   """Returns the best evaluation so far, a row of metrics.jsonl, or None."""
   chosen = run.metric_names[0]
   rows = [
@@ -199,8 +204,8 @@ def best_row(run, workdir):
   return max(rows, key=lambda row: row[chosen], default=None)
 
 
-def _train_from_newest(run, workdir, manager):
-  state, is_evaluated = _restore_or_create(run, manager)
+def _train_from_newest(run, workdir, manager, hosts):
+  state, is_evaluated = _restore_or_create(run, manager, hosts)
   first_step = int(state.step)
   if first_step >= run.num_steps and is_evaluated:
     print(f"finetune: {workdir} is finished: {run.num_steps:,} steps are done")
@@ -210,11 +215,17 @@ def _train_from_newest(run, workdir, manager):
     f"{count_params(state.params, run.model.bert_config):,} parameters, steps "
     f"{first_step:,} to {run.num_steps:,}, seed {run.config.seed}"
   )
-  fields = metric_log.row_fields(run.metric_names)
-  writer = metric_log.MetricWriter(workdir, first_step, fields)
+  writer = None  # the first host's rows are those of all
+  if hosts.is_first:
+    fields = metric_log.row_fields(run.metric_names)
+    writer = metric_log.MetricWriter(workdir, first_step, fields)
 
   def save(state, evaluated):
     checkpoints.save(manager, state, run.config, run.fingerprint, evaluated)
+
+  def save_figures(step, evaluated):
+    if hosts.is_first:
+      checkpoints.save_figures(manager, step, evaluated)
 
   def summary(row):
     names = [name for name in ("loss", *run.metric_names) if name in row]
@@ -225,22 +236,25 @@ def _train_from_newest(run, workdir, manager):
     run.model.mesh,
     writer,
     save,
-    functools.partial(checkpoints.save_figures, manager),
+    save_figures,
     summary,
+    hosts,
     is_evaluated=is_evaluated,
   )
-  stage = create_stage(run, state, _make_evaluate(run, workdir, state.params))
+  evaluate = _make_evaluate(run, workdir, state.params, hosts)
+  stage = create_stage(run, state, evaluate)
   try:
     _, stopped_by = loop_lib.train(loop, [stage], state)
   finally:
-    writer.close()
+    if writer:
+      writer.close()
   return stopped_by
 
 
-def _restore_or_create(run, manager):
+def _restore_or_create(run, manager, hosts):
   """Returns (`TrainState`, whether it was evaluated if it had to be)."""
   abstract = abstract_state(run)
-  found = checkpoints.restore_newest(manager, abstract)
+  found = checkpoints.restore_newest(manager, abstract, hosts)
   if found is None:
     return create_state(run), True
   state, meta = found
@@ -287,7 +301,7 @@ def abstract_state(run):
   return partitioning.abstract_state(run.model.mesh, shapes, run.optimizer)
 
 
-def _make_evaluate(run, workdir, params):
+def _make_evaluate(run, workdir, params, hosts):
   """Builds the evaluation, which keeps the best model and its predictions.
 
   A run that goes on from a checkpoint repeats the evaluations after it, so the
@@ -299,7 +313,8 @@ def _make_evaluate(run, workdir, params):
     lambda params: params,
     out_shardings=NamedSharding(model.mesh, PartitionSpec()),
   )
-  best = (best_row(run, workdir) or {}).get(chosen, -np.inf)
+  best_row = hosts.on_first(lambda: _best_row(run, workdir))
+  best = (best_row or {}).get(chosen, -np.inf)
 
   def evaluate(params):
     nonlocal best
@@ -309,7 +324,7 @@ def _make_evaluate(run, workdir, params):
     if scores[chosen] > best:
       best = scores[chosen]
       whole = jax.device_get(gather(params))
-      if jax.process_index() == 0:
+      if hosts.is_first:
         _save_best(run, workdir, whole, predictions, scores)
     loss, weight = model.kind.loss(logits, run.dev.arrays["labels"])
     return {"loss": float(loss / weight)} | scores

@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from bert_jax.config import default_config
 from bert_jax.data.rows import iterate_rows
+from bert_jax.distributed.joining import joined
 from bert_jax.errors import UserError
 from bert_jax.inference import batching
 from bert_jax.inference.embeddings_file import (
@@ -23,7 +24,8 @@ from bert_jax.model import pooling as pooling_lib
 from bert_jax.model.bert import BertModel, segment_inputs
 from bert_jax.sharding import mesh as mesh_lib
 from bert_jax.sharding import rows as rows_lib
-from bert_jax.weights.pretrained import load_init, print_report
+from bert_jax.storage import shards
+from bert_jax.weights.pretrained import checksum, load_init, print_report
 
 POOLINGS = (*pooling_lib.POOLINGS, "tokens")
 # "last4" is the best of the paper's table 7, in the order of its code.
@@ -85,7 +87,7 @@ def parse_layers(layers, num_hidden_layers):
 
 
 def create_embedder(pretrained, layers, pooling, max_length, batch_size):
-  """Prepares a model to embed on all devices.
+  """Prepares a model to embed on all devices of this process.
 
   Args:
     pretrained: `Pretrained`.
@@ -116,7 +118,7 @@ def create_embedder(pretrained, layers, pooling, max_length, batch_size):
     raise UserError(f"--batch_size={batch_size}; expected at least 1")
   tokenizer = pretrained.create_tokenizer()
   tokenizer.enable_truncation(max_length)
-  mesh = mesh_lib.create_mesh(default_config().mesh)
+  mesh = mesh_lib.create_mesh(default_config().mesh, jax.local_devices())
   return Embedder(
     tokenizer=tokenizer,
     max_length=max_length,
@@ -228,11 +230,11 @@ def _checked(rows, path, pretrained):
     raise UserError(f"{path} is empty; expected one text a line")
 
 
-def embed_file(
+def embed_files(
   init,
   step,
-  input_path,
-  output_path,
+  source,
+  output,
   *,
   text_key,
   layers,
@@ -240,32 +242,52 @@ def embed_file(
   max_length,
   batch_size,
 ):
-  """Embeds the rows of a file, and prints how many.
+  """Embeds the rows of files, shared among all processes of the command.
 
   Args:
     init: workdir or folder of a model, as `load_init` takes it.
     step: checkpoint of a workdir, int, "best" or None.
-    input_path: .txt, one text a line, or .jsonl.
-    output_path: file to write; its ending says the format.
+    source: a .txt, one text a line, or .jsonl; or a pattern of such, see
+      `storage.shards`.
+    output: file to write; its ending says the format.
     text_key: key of the text in .jsonl.
     layers: as `parse_layers` takes it.
     pooling: see `create_embedder`.
     max_length: longest row in tokens, or None for the model's.
-    batch_size: rows at a time, over all devices.
+    batch_size: rows at a time, over all devices of a process.
 
   Raises:
     UserError: model, input or a setting is not as it must be.
   """
-  if not output_path.endswith(SUFFIXES):
-    raise UserError(
-      f"--output={output_path} should end in {', '.join(SUFFIXES)}"
+  if not output.endswith(SUFFIXES):
+    raise UserError(f"--output={output} should end in {', '.join(SUFFIXES)}")
+  with joined() as hosts:
+    pretrained = load_init(init, step)
+    print_report(pretrained, ())
+    embedder = create_embedder(
+      pretrained, layers, pooling, max_length, batch_size
     )
-  pretrained = load_init(init, step)
-  print_report(pretrained, ())
-  embedder = create_embedder(
-    pretrained, layers, pooling, max_length, batch_size
-  )
-  rows = _checked(iterate_rows(input_path, text_key), input_path, pretrained)
+    settings = {
+      "model": checksum(pretrained.params),
+      "text_key": text_key,
+      "layers": layers,
+      "pooling": embedder.pooling,
+      "max_length": embedder.max_length,
+    }
+    for input_path, output_path in shards.divide(
+      hosts, source, output, settings
+    ):
+      rows = iterate_rows(input_path, text_key)
+      _embed_file(
+        embedder,
+        _checked(rows, input_path, pretrained),
+        output_path,
+        pretrained,
+      )
+
+
+def _embed_file(embedder, rows, output, pretrained):
+  """Embeds rows to a file, and prints how many."""
   num_cut = 0
 
   def embedded():
@@ -274,10 +296,9 @@ def embed_file(
       num_cut += row.is_cut
       yield row
 
-  num_rows = save_embeddings(output_path, embedded(), pretrained.vocab)
+  num_rows = save_embeddings(output, embedded(), pretrained.vocab)
   print(
     f"embed: {num_rows:,} rows ({num_cut:,} cut at {embedder.max_length} "
-    f"tokens) as vectors of {embedder.width} ({embedder.pooling} of layers "
-    f"{layers}) "
-    f"are in {output_path}"
+    f"tokens) as vectors of {embedder.width} ({embedder.pooling}) are in "
+    f"{output}"
   )

@@ -4,12 +4,16 @@ The examples and their masks are fixed once for a corpus and a length, so the
 figures of different checkpoints and runs compare.
 """
 
+import json
+import sys
+
 import jax
 
 from bert_jax.data.corpus import split_documents
 from bert_jax.data.mixing import training_documents
 from bert_jax.data.pipeline import iterate_batches
 from bert_jax.data.word_frequency import frequency_loss
+from bert_jax.distributed.joining import joined
 from bert_jax.pretraining import objective
 from bert_jax.pretraining import run as run_lib
 from bert_jax.sharding import rows as rows_lib
@@ -55,7 +59,7 @@ def make_evaluate(run, name, params, source=None):
   return evaluate
 
 
-def evaluate(workdir, step=None):
+def evaluate(workdir, step=None, hosts=None):
   """Evaluates a checkpoint of a run at the length of each of its phases.
 
   A row of all held-out text comes first. Where `corpus.source` has several
@@ -64,6 +68,7 @@ def evaluate(workdir, step=None):
   Args:
     workdir: a run's folder, str or path.
     step: int, or "best"; the newest checkpoint by default.
+    hosts: `Hosts`, all of which call this; by default this process is alone.
 
   Yields:
     dicts of figures, as rows of metrics.jsonl have them.
@@ -74,7 +79,9 @@ def evaluate(workdir, step=None):
   workdir = paths.as_path(workdir)
   run = run_lib.load_run(workdir)
   abstract = run_lib.abstract_sharded_state(run).params
-  step, params, _ = checkpoints.load_params(workdir, abstract, step)
+  step, params, _ = checkpoints.load_params(
+    workdir, abstract, step, hosts=hosts
+  )
   for name in run_lib.PHASES:
     phase = run.config[name]
     if phase.num_steps:
@@ -84,6 +91,29 @@ def evaluate(workdir, step=None):
       for number, spec in run_lib.held_out_sources(run).items():
         figures = make_evaluate(run, name, params, number)(params)
         yield row | {"source": spec} | figures
+
+
+def evaluate_on_all_hosts(workdir, step=None):
+  """Evaluates a checkpoint with all processes of the command.
+
+  Process 0 prints the rows as JSON to standard output, and what they mean
+  beside guessing to standard error.
+
+  Args:
+    workdir: a run's folder, str or path.
+    step: int, or "best"; the newest checkpoint by default.
+
+  Raises:
+    UserError: see `evaluate`.
+  """
+  with joined() as hosts:
+    rows = []
+    for row in evaluate(workdir, step, hosts):
+      print(json.dumps(row), flush=True)
+      rows.append(row)
+    if hosts.is_first:
+      for line in explain(workdir, rows):
+        print(line, file=sys.stderr)
 
 
 def explain(workdir, rows):

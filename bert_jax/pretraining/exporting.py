@@ -3,8 +3,11 @@
 import json
 import os
 
+import jax
+
 from bert_jax.config import default_config, num_train_steps
 from bert_jax.data.vocabulary import load_vocabulary
+from bert_jax.distributed.joining import joined
 from bert_jax.errors import UserError
 from bert_jax.model.bert import create_bert_config
 from bert_jax.pretraining import initialization, learning_curve, moments
@@ -89,7 +92,7 @@ def export(
   max_length = _trained_length(config, workdir, step)
   extras = _learning_curve(workdir, step)
   if with_optimizer:
-    mesh = mesh_lib.create_mesh(default_config().mesh)
+    mesh = mesh_lib.create_mesh(default_config().mesh, jax.local_devices())
     adam_state = moments.load_adam_state(
       workdir, config, bert_config, mesh, step
     )
@@ -107,6 +110,36 @@ def export(
     extra_files=extras,
   )
   return step
+
+
+def export_on_first_host(workdir, output, heads, step, with_optimizer):
+  """Exports with process 0 alone, while the command's others wait; prints.
+
+  Args:
+    workdir: a run's folder.
+    output: folder to write, or folder of folders with step "all".
+    heads: a key of `hf.HEADS`.
+    step: int, "best", "all", or None for the newest checkpoint.
+    with_optimizer: see `export`.
+
+  Raises:
+    UserError: see `export`.
+  """
+  with joined() as hosts:
+    jax.devices()  # found by all processes together, or by none
+    if not hosts.is_first:
+      return
+    if step == "all":
+      for step in export_all(workdir, output, heads, with_optimizer):
+        print(
+          f"export: step {step:,} ({heads}) is in {output}/{step}", flush=True
+        )
+      return
+    step = export(workdir, output, heads, step, with_optimizer)
+    print(
+      f"export: step {step:,} ({heads}) is in {output}; load it with "
+      f"transformers' {hf.HEADS[heads][0]}.from_pretrained"
+    )
 
 
 def export_all(workdir, output, heads="pretraining", with_optimizer=False):

@@ -77,11 +77,22 @@ def _fit_to_devices(config, devices):
 
   Returns:
     list of devices among which each batch divides.
+
+  Raises:
+    UserError: a process would have none of them.
   """
   batch_sizes = [config[name].batch_size for name in PHASES]
   config.optimizer.grad_accumulation = 1  # no step is made
   config.mesh.update({"data": -1, "fsdp": 1, "model": 1})
-  return devices[: math.gcd(len(devices), *batch_sizes)]
+  used = devices[: math.gcd(len(devices), *batch_sizes)]
+  if len({d.process_index for d in used}) < jax.process_count():
+    raise UserError(
+      f"batches of {' and '.join(map(str, batch_sizes))} rows divide over "
+      f"{len(used)} of {len(devices)} devices, which are not those of all "
+      f"{jax.process_count()} processes; expected fewer processes (start the "
+      "command on one host)"
+    )
+  return used
 
 
 def create_run(config, corpus):

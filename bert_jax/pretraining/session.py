@@ -80,7 +80,7 @@ def train_on_all_hosts(config, workdir, init=None):
   Raises:
     UserError: see `train`.
   """
-  with joined() as hosts:
+  with joined(is_restarted=True) as hosts:
     if hosts.is_alone:
       signals.raise_on_signals()
     try:

@@ -256,7 +256,7 @@ def restore(workdir, abstract_state, step=None):
   return state, meta
 
 
-def load_params(workdir, abstract_params, step=None, best=BEST):
+def load_params(workdir, abstract_params, step=None, best=BEST, hosts=None):
   """Restores the parameters alone, for reading.
 
   Damage of the other arrays, such as the optimizer's, is not looked for.
@@ -266,6 +266,7 @@ def load_params(workdir, abstract_params, step=None, best=BEST):
     abstract_params: nested dict of `ShapeDtypeStruct` with shardings.
     step: int, or "best"; the newest by default.
     best: (metric, "min" or "max"), what the run was kept by.
+    hosts: `Hosts`, all of which call this; by default this process is alone.
 
   Returns:
     (step, parameters, meta), meta as `save` wrote it.
@@ -274,7 +275,7 @@ def load_params(workdir, abstract_params, step=None, best=BEST):
     UserError: there is no such checkpoint, or it is broken.
   """
   step, state, meta = _load(
-    workdir, step, best, checkpoint_reader.read_params, abstract_params
+    workdir, step, best, checkpoint_reader.read_params, abstract_params, hosts
   )
   return step, state["params"], meta
 
@@ -285,10 +286,11 @@ def list_steps(workdir):
     return sorted(reader.all_steps())
 
 
-def _load(workdir, step, best, read, abstract):
-  """Reads and verifies a checkpoint with this process alone."""
-  step, steps = _find_step(workdir, step, best)
-  restored, reason = read(workdir, step, abstract, Hosts())
+def _load(workdir, step, best, read, abstract, hosts=None):
+  """Reads and verifies a checkpoint; by default this process is alone."""
+  hosts = hosts or Hosts()
+  step, steps = hosts.on_first(lambda: _find_step(workdir, step, best))
+  restored, reason = read(workdir, step, abstract, hosts)
   if reason:
     raise UserError(
       f"checkpoint {step} of {workdir} is broken: {reason} (choose another "

@@ -11,8 +11,10 @@ cached, since other hosts, and tensorstore in this process, write there too.
 """
 
 import contextlib
+import glob
 import importlib.util
 import os
+import re
 import tempfile
 import zlib
 
@@ -81,6 +83,26 @@ def absolute(path):
   """
   path = as_path(path)
   return path if is_remote(path) else epath.Path(os.path.abspath(path))
+
+
+def find(pattern):
+  """Returns the sorted paths, list of str, that a pattern matches.
+
+  Args:
+    pattern: path or address with `*`, `**`, `?` or `[...]`, or without; a file
+      of just this name is the only one that matches.
+  """
+  if not is_remote(pattern):
+    pattern = os.path.expanduser(pattern)
+    if os.path.isfile(pattern):
+      return [pattern]
+    return sorted(glob.glob(pattern, recursive=True))
+  start = re.search(r"[*?[]", pattern)
+  if not start:
+    return [pattern] if as_path(pattern).exists() else []
+  folder, _, _ = pattern[: start.start()].rpartition("/")
+  rest = pattern[len(folder) + 1 :]
+  return sorted(os.fspath(p) for p in as_path(folder).glob(rest))
 
 
 def write_file(path, content):

@@ -137,7 +137,7 @@ def train(loop, stages, state):
         return state, stopped_by
     # It may have come during the last evaluation or save.
     if loop.hosts.is_alone:
-      return state, stopping(stages[-1].end)
+      return state, stopping()
   return state, None
 
 
@@ -236,7 +236,7 @@ def _train_stage(loop, stage, train_step, num_steps, state, stopping):
       bar.update()
       intervals.count_step(step, step_metrics)
       # Looked at once a step: whatever ends the loop also saves.
-      stopped_by = stopping(step)
+      stopped_by = stopping()
       if stopped_by and not loop.signal_times:  # another host got the signal
         loop.signal_times.append(time.monotonic())
       # A preempted host has seconds left, which belong to the checkpoint.

@@ -13,6 +13,7 @@ told (`print_report`).
 """
 
 import dataclasses
+import zlib
 
 import flax.traverse_util
 import jax
@@ -172,6 +173,14 @@ def _with_modules(found, modules):
   )
 
 
+def checksum(params):
+  """Returns the CRC-32 of nested parameters, int."""
+  crc = 0
+  for leaf in jax.tree.leaves(params):
+    crc = zlib.crc32(np.ascontiguousarray(leaf), crc)
+  return crc
+
+
 def take_over(params, pretrained):
   """Replaces fresh weights by pretrained ones of the same name.
 
@@ -242,7 +251,7 @@ def _group(names):
 
 
 def load_run_params(workdir, bert_config, step=None):
-  """Reads the parameters of a checkpoint, on any number of processes.
+  """Reads the parameters of a checkpoint, each process by itself.
 
   Args:
     workdir: `epath.Path` of a run.
@@ -255,10 +264,7 @@ def load_run_params(workdir, bert_config, step=None):
   Raises:
     UserError: no such checkpoint.
   """
-  # Here: orbax takes a second to import, and most folders need none.
-
-  # Whole on every device, so that every process can read it.
-  whole = NamedSharding(Mesh(jax.devices(), "all"), PartitionSpec())
+  whole = NamedSharding(Mesh(jax.local_devices(), "all"), PartitionSpec())
   shapes = jax.eval_shape(lambda: create_params(bert_config, jax.random.key(0)))
   abstract = partitioning.abstract_arrays(
     shapes, jax.tree.map(lambda _: whole, shapes)

@@ -163,7 +163,7 @@ def test_sigterm_to_one_host_saves_one_step_on_all(stopped):
   assert _saved_steps(stopped)[-1] == last < NUM_STEPS
 
 
-@pytest.mark.parametrize(("hosts", "devices"), [(2, 4), (None, 8), (1, 1)])
+@pytest.mark.parametrize(("hosts", "devices"), [(2, 4), (1, 1)])
 def test_four_hosts_continue_as_fewer_with_the_same_losses(
   tmp_path, shared, stopped, alone, hosts, devices
 ):
@@ -172,6 +172,24 @@ def test_four_hosts_continue_as_fewer_with_the_same_losses(
   status, output, errors = _end(_rehearse(shared, workdir, hosts, devices))
   assert status == 0, errors
   assert f"continuing after step {_saved_steps(stopped)[-1]}" in output
+  _assert_same_losses(workdir, alone)
+
+
+def test_a_node_of_eight_devices_is_one_process_that_stops_and_resumes(
+  tmp_path, shared, alone
+):
+  workdir = tmp_path / "run"
+  process = _rehearse(shared, workdir, None, 8)
+  _wait_for_step(process, workdir, 11)
+  os.kill(_host(process, 0), signal.SIGTERM)
+  status, output, errors = _end(process)
+  assert status == 0, errors
+  assert "train: 8 x cpu" in output
+  last = _saved_steps(workdir)[-1]
+  assert last < NUM_STEPS
+  status, output, errors = _end(_rehearse(shared, workdir, None, 8))
+  assert status == 0, errors
+  assert f"continuing after step {last}" in output
   _assert_same_losses(workdir, alone)
 
 

@@ -21,7 +21,7 @@ with joining.joined() as hosts:
   print("begun", file=sys.stderr, flush=True)
   for step in range(1, 10**6):
     time.sleep(delay if step == 7 else 0.02)
-    number = stops(step)
+    number = stops()
     if number:
       print("stopped", step, number, file=sys.stderr, flush=True)
       break

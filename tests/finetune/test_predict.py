@@ -6,8 +6,8 @@ import pytest
 import transformers
 
 from bert_jax.errors import UserError
-from bert_jax.finetune import predict
 from bert_jax.finetune.config import default_config
+from bert_jax.finetune.predict import prediction
 from tests.weights import tiny_bert
 
 NAMES = {
@@ -39,21 +39,22 @@ def _models(tmp_path_factory):
     config.data.max_seq_length = 32
     if kind == "tagging":
       config.data.text_a, config.data.label = "1", "-1"
-    models[kind] = predict.load_model(str(folder), config)
+    models[kind] = prediction.load_model(str(folder), config)
   return models
 
 
 def _predict(models, kind, tmp_path, text, **data):
   """Returns (metrics, predictions) of a file named in.txt."""
   (tmp_path / "in.txt").write_text(text)
-  model, params = models[kind]
+  model, compute_logits = models[kind]
   with model.config.unlocked():
     before = model.config.data.to_dict()
     model.config.data.update(data)
   try:
-    scores = predict.predict(
-      model, params, str(tmp_path / "in.txt"), tmp_path / "out.jsonl"
+    rows, predictions = prediction.predict(
+      model, compute_logits, str(tmp_path / "in.txt"), tmp_path / "out.jsonl"
     )
+    scores = prediction.score(model, rows, predictions)
   finally:
     model.config.data.update(before)
   lines = (tmp_path / "out.jsonl").read_text().splitlines()
@@ -105,6 +106,6 @@ def test_secret_labels_bring_predictions_without_metrics(
 def test_a_txt_file_beside_a_folder_must_be_named(models):
   model, _ = models["tagging"]
   with pytest.raises(UserError, match="expected --format=lines, tsv or conll"):
-    predict._check_ending(model.config, "new.txt", "")
-  predict._check_ending(model.config, "new.txt", "conll")
-  predict._check_ending(model.config, "new.conll", "")
+    prediction._check_ending(model.config, "new.txt", "")
+  prediction._check_ending(model.config, "new.txt", "conll")
+  prediction._check_ending(model.config, "new.conll", "")

@@ -6,7 +6,6 @@ paragraph a line. Nothing here holds more than one block in memory.
 
 import dataclasses
 import functools
-import glob
 import importlib.metadata
 import os
 import re
@@ -17,7 +16,7 @@ from bert_jax.data.sources.json_values import read_json
 from bert_jax.data.sources.source import Layout, Source
 from bert_jax.data.sources.tables import read_parquet
 from bert_jax.errors import UserError
-from bert_jax.storage.paths import as_path
+from bert_jax.storage import paths
 
 _KINDS = {
   ".txt": "text",
@@ -31,7 +30,6 @@ _FORMATS = (
 )
 _LANGUAGE = re.compile(r"(.+)@([a-z]{2,3})")
 _WEIGHT = re.compile(r"(.+)\*(\d+(?:\.\d+)?)")
-_WILDCARD = re.compile(r"[*?\[]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,28 +128,13 @@ def _open(spec, layout):
     return [tfds.open_dataset(spec, layout)]
   if spec.startswith("hf:"):
     return [huggingface.open_dataset(spec, layout)]
-  paths = _find(spec)
-  if not paths:
+  found = paths.find(spec)
+  if not found:
     raise UserError(
       f"corpus.source {spec!r} matches no file; expected a path or glob of "
       f"files: {_FORMATS}"
     )
-  return [_file_source(path, layout) for path in paths]
-
-
-def _find(pattern):
-  """Returns the sorted paths that a pattern matches; a file matches itself."""
-  if "://" in pattern:
-    start = _WILDCARD.search(pattern)
-    if not start:
-      return [pattern] if as_path(pattern).exists() else []
-    folder, _, _ = pattern[: start.start()].rpartition("/")
-    rest = pattern[len(folder) + 1 :]
-    return sorted(os.fspath(p) for p in as_path(folder).glob(rest))
-  pattern = os.path.expanduser(pattern)
-  if os.path.isfile(pattern):
-    return [pattern]
-  return sorted(glob.glob(pattern, recursive=True))
+  return [_file_source(path, layout) for path in found]
 
 
 def _file_source(path, layout):
@@ -168,7 +151,7 @@ def _file_source(path, layout):
   is_local = "://" not in path
   if is_local and not (os.path.isfile(path) and os.access(path, os.R_OK)):
     raise UserError(f"{path} can't be read; expected a file one may read")
-  size = as_path(path).stat().length
+  size = paths.as_path(path).stat().length
   ratio = compression.RATIO if packing or ending == ".parquet" else 1
   return Source(path, size, size * ratio, read)
 

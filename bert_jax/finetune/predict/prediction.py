@@ -1,43 +1,81 @@
-"""Predicts new inputs with a fine-tuned model.
+"""Reads a fine-tuned model and predicts rows with it."""
 
-    python -m bert_jax.finetune.predict --workdir=W --input=F --output=O
-    python -m bert_jax.finetune.predict --init=H --config=C --input=F --output=O
-
-The model is the best one of a workdir of bert_jax.finetune, or any fine-tuned
-BERT in a Hugging Face folder; then a config names the task and the columns.
-The input is read as the training data was, but labels are not needed. With
---format it is of another form; --format=lines has an example on each line (the
-texts of a pair parted by a tab). Where there are labels, the metrics are
-printed as JSON. The output has a JSON line for each row; for question answering
-it is what SQuAD's script reads.
-"""
-
+import functools
 import json
 
-from absl import flags
+import jax
 
-from bert_jax import command
+from bert_jax.config import flatten
+from bert_jax.distributed.joining import joined
 from bert_jax.errors import UserError
 from bert_jax.finetune import metrics, readers
 from bert_jax.finetune import model as model_lib
 from bert_jax.finetune.config import default_config, validate
 from bert_jax.finetune.tasks import KINDS
 from bert_jax.sharding import mesh as mesh_lib
-from bert_jax.sharding import rows as rows_lib
-from bert_jax.storage import paths
+from bert_jax.storage import paths, shards
 from bert_jax.storage import workdir as workdir_lib
 from bert_jax.weights import hf, pretrained
 
 
+def predict_files(source, config, inputs, output, file_format):
+  """Predicts the rows of files, shared among all processes of the command.
+
+  Args:
+    source: workdir of `bert_jax.finetune`, or a fine-tuned Hugging Face folder.
+    config: settings for such a folder; None for a workdir, which has its own.
+    inputs: a source of rows, as `data.train` is given, or a pattern of files,
+      see `storage.shards`.
+    output: path to write to.
+    file_format: how the rows are written, one of `readers.FORMATS` or "lines";
+      "" as the training data.
+
+  Raises:
+    UserError: model, settings or input are not as they must be.
+  """
+  with joined() as hosts:
+    if config is None:
+      source, config = _best_of(paths.as_path(source))
+    else:
+      # What only training needs, and validate asks for.
+      config.data.train = config.data.dev = inputs
+      validate(config)
+      _check_ending(config, inputs, file_format)
+    if file_format:
+      config.data.format = config.data.scored.format = file_format
+    config.pretrained = True
+    model, compute_logits = load_model(source, config)
+    for one_input, one_output in shards.divide(
+      hosts, inputs, output, _settings(model)
+    ):
+      rows, predictions = predict(model, compute_logits, one_input, one_output)
+      scores = one_input == inputs and score(model, rows, predictions)
+      if scores:
+        print(json.dumps(scores))
+
+
+def _settings(model):
+  """Returns what predictions depend on beside the input."""
+  sections = {key: model.config[key].to_dict() for key in ("task", "data")}
+  for key in ("train", "dev"):
+    del sections["data"][key]
+  return {
+    "model": pretrained.checksum(model.pretrained.params),
+    "labels": list(model.labels),
+    "dtype": model.bert_config.dtype,
+  } | flatten(sections)
+
+
 def load_model(source, config):
-  """Reads a fine-tuned model.
+  """Reads a fine-tuned model to all devices of this process.
 
   Args:
     source: folder, see `model.load_init`.
-    config: settings with the keys of `default_config()`.
+    config: settings with the keys of `default_config()`; the mesh becomes that
+      of the devices here, and the batch size a multiple of them.
 
   Returns:
-    (`TaskModel`, its parameters as sharded arrays).
+    (`TaskModel`, function of `Features` to logits; see `model.make_predict`).
 
   Raises:
     UserError: the folder has no output layer for this kind of task.
@@ -52,41 +90,48 @@ def load_model(source, config):
       f"{holds or 'none'}); expected a model of bert_jax.finetune, or set "
       "--config.task.kind"
     )
-  mesh = mesh_lib.create_mesh(config.mesh)
-  mesh_lib.check_heads(mesh, found.bert_config.num_attention_heads)
-  rows_lib.check_batch_size(mesh, "train.batch_size", config.train.batch_size)
+  config.mesh = default_config().mesh
+  mesh = mesh_lib.create_mesh(config.mesh, jax.local_devices())
+  config.train.batch_size = -(-config.train.batch_size // mesh.size) * mesh.size
   labels = kind.label_names([])
   if has_output:
     found, labels = model_lib.with_head(found, head), head.labels
   model = model_lib.TaskModel(config, kind, labels, found, mesh)
   params, fresh = model_lib.create_params(model)
   pretrained.print_report(found, fresh)
-  return model, params
+  compute = model_lib.make_predict(model, params)
+  return model, functools.partial(compute, params)
 
 
-def predict(model, params, source, output):
+def predict(model, compute_logits, source, output):
   """Predicts the rows of a source.
 
   Args:
     model: `TaskModel`.
-    params: its parameters.
+    compute_logits: function of `Features`, as from `load_model`; it keeps its
+      compiled programs from one source to the next.
     source: the input, as `data.train` is given.
     output: file to write.
 
   Returns:
-    dict of metrics, or None where some rows have no label that the model
-    knows.
+    (list of rows, list of predictions, a dict for each row).
 
   Raises:
     UserError: the input can't be read.
   """
   rows = _read_rows(model, source)
   features = model_lib.encode(model, rows, labelled=False)
-  logits = model_lib.make_predict(model, params)(params, features)
-  predictions = model_lib.decode(model, logits, rows, features)
+  predictions = model_lib.decode(
+    model, compute_logits(features), rows, features
+  )
   output = paths.as_path(output)
   model.kind.save_predictions(output, rows, predictions)
   print(f"predict: {len(rows):,} rows; the predictions are in {output}")
+  return rows, predictions
+
+
+def score(model, rows, predictions):
+  """Returns a dict of metrics; None where a row has no label of the model's."""
   if not model.kind.has_known_labels(rows, model.labels):
     print("predict: no metrics, since some rows have no label of the model's")
     return None
@@ -102,35 +147,6 @@ def _read_rows(model, source):
       f"{e}; if the input is written in another way, set --format (lines, "
       f"{', '.join(readers.FORMATS)})"
     ) from None
-
-
-def main(argv):
-  """Runs the command."""
-  del argv
-  values = flags.FLAGS
-  for name in ("input", "output"):
-    if not values[name].value:
-      raise UserError(f"--{name} is missing; expected a file")
-  if bool(values.workdir) == bool(values.init):
-    raise UserError(
-      "expected either --workdir, a folder of bert_jax.finetune, or --init, a "
-      "fine-tuned Hugging Face folder, with --config"
-    )
-  if values.workdir:
-    source, config = _best_of(paths.as_path(values.workdir))
-  else:
-    source, config = values.init, command.config()
-    # What only training needs, and validate asks for.
-    config.data.train = config.data.dev = values.input
-    validate(config)
-    _check_ending(config, values.input, values.format)
-  if values.format:
-    config.data.format = config.data.scored.format = values.format
-  config.pretrained = True
-  model, params = load_model(source, config)
-  scores = predict(model, params, values.input, values.output)
-  if scores:
-    print(json.dumps(scores))
 
 
 def _best_of(workdir):
@@ -157,17 +173,3 @@ def _check_ending(config, source, file_format):
       f"--input={source} may hold a text on each line, a table or CoNLL's "
       "columns; expected --format=lines, tsv or conll beside --init"
     )
-
-
-if __name__ == "__main__":
-  command.define_config_flags()
-  flags.DEFINE_string("init", None, "Fine-tuned Hugging Face folder.")
-  flags.DEFINE_string("input", None, "Rows to predict.")
-  flags.DEFINE_enum(
-    "format",
-    "",
-    ("", "lines", *readers.FORMATS),
-    "How they are written; default: as the training data.",
-  )
-  flags.DEFINE_string("output", None, "File for the predictions.")
-  command.run(main, default_config)

@@ -1,0 +1,1 @@
+"""Predictions of a fine-tuned model; `__main__` holds the command's flags."""
