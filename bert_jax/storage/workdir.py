@@ -81,14 +81,19 @@ def run_lock(workdir):
   """Holds a workdir for one process; the lock ends with the process.
 
   Args:
-    workdir: `epath.Path`; on gs:// there is no lock to take.
+    workdir: `epath.Path`.
 
   Raises:
     UserError: another process holds it, or its bucket can't be used.
   """
   if paths.is_remote(workdir):
     check_bucket(workdir)
-    yield
+    from bert_jax.storage.bucket_lock import (
+      bucket_lock,
+    )  # needs Google's client
+
+    with bucket_lock(workdir):
+      yield
     return
   try:
     with file_lock(workdir / ".lock", wait=False):

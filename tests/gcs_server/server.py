@@ -46,6 +46,8 @@ class Server:
     return {
       # gcsfs and google-cloud-storage; neither looks for a metadata server.
       "STORAGE_EMULATOR_HOST": self.url,
+      # Of a workdir whose process was killed.
+      "BERT_JAX_LOCK_SECONDS": "2",
       "NO_GCE_CHECK": "true",
       # tensorstore
       "TENSORSTORE_GCS_HTTP_URL": self.url,
