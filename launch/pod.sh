@@ -42,13 +42,9 @@ run() {
 
 # show COMMAND: prints it so that it can be pasted.
 show() {
-  local word line=()
-  for word in "$@"; do
-    word="${word//"$state_dir"/runs/pod/$NAME}"
-    [[ "$word" =~ ^[][A-Za-z0-9_./:=,@%+-]+$ ]] || word="${word@Q}"
-    line+=("$word")
-  done
-  printf '%s\n' "${line[*]}" >&3
+  local line
+  printf -v line '%q ' "${@//"$state_dir"/runs/pod/$NAME}"
+  echo "${line% }" >&3
 }
 
 # cloud ARGUMENTS: gcloud, which may hang for $limit seconds at most.
@@ -62,10 +58,8 @@ cloud() {
 
 # error_line FILE: prints the line with an error, else the last one.
 error_line() {
-  sed '/^[[:space:]]*$/d' "$1" | awk '
-    /ERROR/ { found = 1 }
-    { line = found == 2 ? line : $0; if (found) found = 2 }
-    END { print substr(line, 1, 300) }'
+  awk '/ERROR/ { error = $0 } NF { last = $0 }
+    END { print substr(error ? error : last, 1, 300) }' "$1"
 }
 
 status() {

@@ -88,15 +88,15 @@ split_overrides() {
 }
 
 derive_settings() {
-  local version index sizes=(4 8 16 32 64 128 256)
-  local shapes=(2x2 2x4 4x4 4x8 8x8 8x16 16x16)
-  local cubes=(2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8)
-  WORKDIR="$BUCKET/$NAME" MACHINE_TYPE='' TOPOLOGY=''
-  CHIPS=$((10#${ACCELERATOR_TYPE##*-}))
-  # v4 and v5p are named after their TensorCores, two a chip.
+  local version cores=1 shapes=([4]=2x2 [8]=2x4 [16]=4x4 [32]=4x8 [64]=8x8
+    [128]=8x16 [256]=16x16)
+  # v4 and v5p are tori of three dimensions, named after the TensorCores, two a
+  # chip.
   if [[ "$ACCELERATOR_TYPE" =~ ^(v4|v5p)- ]]; then
-    CHIPS=$((CHIPS / 2)) shapes=("${cubes[@]}")
+    cores=2 shapes=([4]=2x2x1 [8]=2x2x2 [16]=2x2x4 [32]=2x4x4 [64]=4x4x4
+      [128]=4x4x8 [256]=4x8x8)
   fi
+  WORKDIR="$BUCKET/$NAME" MACHINE_TYPE=''
   case "$ACCELERATOR_TYPE" in
     v5litepod-*) version=v2-alpha-tpuv5-lite ;;
     v6e-*) version=v2-alpha-tpuv6e MACHINE_TYPE=ct6e-standard-4t ;;
@@ -104,9 +104,7 @@ derive_settings() {
     v5p-*) version=v2-alpha-tpuv5 MACHINE_TYPE=ct5p-hightpu-4t ;;
   esac
   : "${RUNTIME_VERSION:=$version}"
-  for index in "${!sizes[@]}"; do
-    if ((sizes[index] == CHIPS)); then TOPOLOGY="${shapes[index]}"; fi
-  done
+  CHIPS=$((10#${ACCELERATOR_TYPE##*-} / cores)) TOPOLOGY="${shapes[CHIPS]-}"
   [[ "$TOPOLOGY" ]] || fail "ACCELERATOR_TYPE is '$ACCELERATOR_TYPE'; expected" \
     "a slice of 4, 8, 16, 32, 64, 128 or 256 chips (in $settings_file)"
   HOSTS=$((CHIPS / 4))

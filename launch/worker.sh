@@ -1,9 +1,9 @@
-# The life of one machine of a slice: at every boot Google runs this as root,
+# What each machine of a slice runs: Google starts this as root at every boot,
 # with the settings that pod_slice.sh writes in front of it.
 #
-# Nobody needs to watch: the machine installs, trains, reports to the bucket
-# and deletes the slice when the run is finished, can't go on, or its time is
-# over. Three systemd units: bert-guard (the deadline), bert (setup and the
+# It needs no other computer: the machine installs, trains, reports to the
+# bucket and deletes the slice when the run is finished, can't go on, or its
+# time is over. Three systemd units: bert-guard (the deadline), bert (setup and the
 # loop below), bert-train (Python, which gets SIGTERM and saves).
 # shellcheck shell=bash disable=SC2154  # the settings written in front
 set -euo pipefail
@@ -45,6 +45,7 @@ work() {
   echo setup >phase
   while report; do
     obey_mark
+    grep -q armed guard || try_guard # the right may be granted meanwhile
     sleep "$report_seconds"
   done &
   until bash worker.sh setup; do
@@ -63,7 +64,7 @@ try_guard() {
   answer=$(gcloud "${try_command[@]}" 2>&1) || true
   if grep -qi 'was not found' <<<"$answer"; then
     echo armed >guard
-  else
+  elif [[ ! -s guard ]]; then
     echo refused >guard
     printf 'guard: this machine may not delete the slice: %s\n' "$answer"
   fi

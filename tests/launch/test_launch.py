@@ -4,6 +4,7 @@ What a user types runs as it is; the machines of the slice run their startup
 script; what Google does is scripted (tests/launch/fake_gcloud/).
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -13,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -62,6 +64,7 @@ def test_shellcheck_has_nothing_to_say():
   scripts = sorted(map(str, ROOT.glob("launch/*.sh")))
   scripts += map(str, ROOT.glob("tests/launch/fake_gcloud/*bin/*"))
   scripts += map(str, ROOT.glob("tests/launch/fake_gcloud/*_python"))
+  scripts.append(str(ROOT / "tests/launch/fake_gcloud/reaper"))
   # The PyPI package lies beside the interpreter.
   places = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
   done = subprocess.run(
@@ -72,6 +75,46 @@ def test_shellcheck_has_nothing_to_say():
     check=False,
   )
   assert (done.returncode, done.stdout) == (0, "")
+
+
+_LEFT_ALONE = """
+import pathlib, sys, time
+from tests.launch.fake_gcloud.pod import Pod
+pod = Pod(pathlib.Path(sys.argv[1]))
+(pod.cloud.folder / "hold_at_8").touch()
+up = pod.start("up")
+pod.wait_for(lambda: "step 8/20" in pod.output)
+print(up.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def _processes_of(folder):
+  wanted = f"FAKE_CLOUD={folder}".encode()
+  found = []
+  for path in pathlib.Path("/proc").glob("[0-9]*/environ"):
+    with contextlib.suppress(OSError):
+      if wanted in path.read_bytes().split(b"\0"):
+        found.append(path.parent.name)
+  return found
+
+
+def test_what_tests_start_ends_with_pytest(tmp_path):
+  """`up`, and the machines with their timers, though they are detached."""
+  pytest_process = subprocess.Popen(
+    [sys.executable, "-c", _LEFT_ALONE, tmp_path],
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+  )
+  up = pytest_process.stdout.readline().strip().decode()
+  running = _processes_of(tmp_path / "cloud")
+  assert up in running and len(running) > 4
+  pytest_process.kill()
+  pytest_process.communicate()
+  deadline = time.monotonic() + 10
+  while _processes_of(tmp_path / "cloud") and time.monotonic() < deadline:
+    time.sleep(0.05)
+  assert _processes_of(tmp_path / "cloud") == []
 
 
 def test_nothing_unpinned_is_piped_from_the_network_into_a_shell():

@@ -273,6 +273,17 @@ def test_up_says_when_the_slice_may_not_delete_itself(pod):
   assert any("no-such-slice" in line for line in pod.calls(who="0"))
 
 
+def test_a_right_that_is_granted_later_is_noticed(pod):
+  pod.cloud.rights = False
+  _start_training(pod)
+  (report,) = pod.workdir.glob("slices/*/worker-0.report")
+  assert "guard=refused" in report.read_text()
+  pod.cloud.rights = True
+  pod.wait_for(lambda: "guard=armed" in report.read_text())
+  (log,) = pod.workdir.glob("slices/*/worker-0.log")
+  assert log.read_text().count("may not delete the slice") == 1
+
+
 def test_the_right_to_delete_is_tried_without_deleting(pod):
   up, _ = _start_training(pod)
   _kill(up)

@@ -40,8 +40,8 @@ SETTINGS = (
   "--config.log.every_steps=1",
 )
 NUM_STEPS = 50
-ACCELERATOR_TYPE = "v5litepod-16"
-NUM_PROCESSES = 4  # the workers of that slice
+ACCELERATOR_TYPE = "v4-16"
+NUM_PROCESSES = 2  # the workers of that slice
 
 
 def _train_undisturbed(pod, workdir):

@@ -5,20 +5,26 @@ The `gcloud` on the PATH of the scripts under test hands its command line to the
 """
 
 import contextlib
+import os
 import pathlib
 import re
 import shlex
 import socket
 import socketserver
+import subprocess
 import sys
 import threading
 import time
 
 from tests.launch.fake_gcloud import storage, synopses
-from tests.launch.fake_gcloud.machine import Machine
+from tests.launch.fake_gcloud.machine import HERE, Machine
 
-HOSTS = {"v5litepod-16": 4, "v5litepod-8": 1, "v6e-16": 4}
-VERSIONS = {"v5litepod": "v2-alpha-tpuv5-lite", "v6e": "v2-alpha-tpuv6e"}
+HOSTS = {"v5litepod-16": 4, "v5litepod-8": 1, "v6e-16": 4, "v4-16": 2}
+VERSIONS = {
+  "v4": "tpu-ubuntu2204-base",
+  "v5litepod": "v2-alpha-tpuv5-lite",
+  "v6e": "v2-alpha-tpuv6e",
+}
 PROJECT = "some-project"
 REGION = "us-west4"
 
@@ -79,21 +85,23 @@ class FakeCloud:
       "FAKE_CLOUD_PORT": str(self._server.server_address[1]),
       "FAKE_REAL_PYTHON": sys.executable,
       "FAKE_WORKER": "user",
+      # Nobody's logins and settings.
+      "CLOUDSDK_CONFIG": str(folder / "gcloud"),
     }
+    self._reaper = subprocess.Popen(
+      [HERE / "reaper", folder], stdin=subprocess.PIPE, env=dict(os.environ)
+    )
     threading.Thread(
       target=self._server.serve_forever, args=(0.05,), daemon=True
     ).start()
     threading.Thread(target=self._live, daemon=True).start()
 
   def close(self):
-    """Ends the cloud and every process of its machines."""
+    """Ends the cloud and every process that knows it."""
     self._over.set()
     self._server.shutdown()
     self._server.server_close()
-    with self.lock:
-      for found in self.slices.values():
-        for machine in found.machines:
-          machine.power_off()
+    self._reaper.communicate()
 
   def _answer(self, reader, writer):
     words = []

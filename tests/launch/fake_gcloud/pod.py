@@ -97,11 +97,10 @@ class Pod:
     return process
 
   def close(self):
-    """Ends what was started here, and the cloud."""
-    for process in self._started:
-      process.kill()
-      process.wait()
+    """Ends the cloud, and with it what was started here."""
     self.cloud.close()
+    for process in self._started:
+      process.wait()
 
   @property
   def output(self):
