@@ -2,8 +2,9 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2034,SC2154  # the settings and place: set by the others
 
-# slice_create STARTUP_SCRIPT SECONDS: Google forgets a request that was not
-# met in QUEUE_HOURS; a slice that came ends by the startup script.
+# slice_create STARTUP_SCRIPT SECONDS: Google cancels a request that was not met
+# within QUEUE_HOURS. A slice that exists is ended by its startup script alone:
+# gcloud has no limit for it outside of alpha.
 slice_create() {
   local flags=("${CAPACITY_FLAGS[@]}")
   if ((!${#flags[@]})) && [[ "$CAPACITY" == spot ]]; then flags=(--spot); fi

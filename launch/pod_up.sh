@@ -2,8 +2,8 @@
 #
 # The slice works by itself: its machines install, train, report to the bucket
 # and delete the slice at the end. `up` asks for it, asks again after it was
-# taken away, and carries the model home. At each turn it looks at the bucket
-# and the slice and does what comes next, so it can be killed at any moment and
+# taken away, and copies the model here. At each turn it looks at the bucket and
+# the slice and does what comes next, so it can be killed at any moment and
 # started again.
 # shellcheck shell=bash
 # shellcheck disable=SC2034,SC2154  # settings, dry_run, state_dir: set by the others
@@ -59,7 +59,7 @@ running_up() {
   grep -qs pod.sh "/proc/$pid/cmdline" && echo "$pid"
 }
 
-# However `up` ends, nobody shall pay without knowing.
+# However `up` ends, it says what goes on costing money.
 tell_what_costs() {
   is_asked_for || return 0
   say "up: ended, but the slice $NAME is or will be there, goes on by itself" \

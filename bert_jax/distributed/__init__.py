@@ -1,5 +1,5 @@
 """Several processes and hosts as one run.
 
-Rule: nothing of BERT and nothing of the devices; what processes say to one
-another goes through JAX's coordination service.
+Rule: nothing of BERT and nothing of the devices; processes exchange values
+through JAX's coordination service.
 """

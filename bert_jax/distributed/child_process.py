@@ -1,4 +1,4 @@
-"""Calls in a process of their own, which ends with the one that started it."""
+"""Calls a function in a child process, which ends when its parent does."""
 
 import concurrent.futures
 import multiprocessing
@@ -12,19 +12,21 @@ _PERIOD_SECONDS = 0.5
 
 
 def call_alone(function, *arguments, log=None):
-  """Calls a function in a new process, which takes its memory along.
+  """Calls a function in a new process, whose end frees all of its memory.
 
   Args:
-    function: at the top of a module, since the new process imports it there.
-    *arguments: its arguments.
-    log: path for the standard error of the process; by default it is shared
-      with this one.
+    function: defined at the top level of a module, from which the new process
+      imports it.
+    *arguments: of the function; they are pickled.
+    log: path of a file for the new process's standard error; by default it
+      prints to that of this process.
 
   Returns:
     what the function returns.
 
   Raises:
-    ChildProcessError: the process crashed, or was killed as happens for memory.
+    ChildProcessError: the process crashed or was killed, as the system does
+      when memory runs out.
   """
   context = multiprocessing.get_context("spawn")
   with concurrent.futures.ProcessPoolExecutor(
@@ -37,10 +39,10 @@ def call_alone(function, *arguments, log=None):
 
 
 def end_with(parent):
-  """Ends this process soon after another one, whatever it is doing then.
+  """Ends this process within a second after its parent has ended.
 
   Args:
-    parent: id of the process that started this one.
+    parent: process id of the parent.
   """
 
   def wait():
@@ -52,7 +54,7 @@ def end_with(parent):
 
 
 def _begin(parent, log):
-  # An interrupt of the parent must end a call that runs in C++ too.
+  # Python's own handler would wait for a call into C++ to return.
   signal.signal(signal.SIGINT, signal.SIG_DFL)
   end_with(parent)
   if log:

@@ -1,7 +1,7 @@
-"""What must be the same on every host before the first step.
+"""Checks that all hosts have the same code, versions, settings and devices.
 
-A host with other code or another version compiles another program, and a slice
-whose programs differ hangs or computes nonsense without a word.
+A host with other code or other versions compiles another program; a slice whose
+programs differ hangs, or computes wrong numbers without an error.
 """
 
 import collections
@@ -32,10 +32,11 @@ def compare(hosts, facts):
 
   Args:
     hosts: `Hosts`; all of them call this.
-    facts: flat dict, JSON-able.
+    facts: flat dict, JSON-able: name of a fact to its value on this host.
 
   Raises:
-    UserError: they differ; names the first ones, and who has which.
+    UserError: a fact differs; names the first three, and which host has which
+      value.
   """
   gathered = hosts.gather(facts)
   keys = dict.fromkeys(key for other in gathered for key in other)
@@ -70,7 +71,7 @@ def software(config):
 
 
 def devices():
-  """Returns the facts about this host's devices; finds them if need be."""
+  """Returns the facts about this host's devices, and starts JAX's backend."""
   local = jax.local_devices()
   return {
     "the kind of device": local[0].device_kind,
@@ -80,7 +81,7 @@ def devices():
 
 
 def code_digest():
-  """Returns a str that changes with any source file of the package."""
+  """Returns a hash of every source file of the package, str."""
   package = pathlib.Path(bert_jax.__file__).parent
   digest = hashlib.sha256()
   for path in sorted(package.rglob("*.py")):

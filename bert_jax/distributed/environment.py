@@ -1,14 +1,14 @@
-"""Which of how many processes this one is, by its environment.
+"""Finds out whether this process is one of several, from its environment.
 
-On a TPU VM the metadata of the slice says it, under Slurm's `srun` and Open
-MPI's `mpirun` their variables. Elsewhere three environment variables make a
-process one of several:
+On a TPU VM JAX asks the slice's metadata server; under Slurm's `srun` and Open
+MPI's `mpirun` it reads their variables. Elsewhere three environment variables
+say it:
 
     JAX_COORDINATOR_ADDRESS=HOST:PORT  where process 0 listens
     JAX_NUM_PROCESSES=4
     JAX_PROCESS_ID=0
 
-Without any of these there is one process.
+Where none of these applies, the process is alone.
 """
 
 import os
@@ -25,7 +25,11 @@ VARIABLES = (
 
 
 def given():
-  """Returns (address, count, index) of the environment, or three None."""
+  """Returns (address, count, index) from the variables, or three None.
+
+  Raises:
+    UserError: some of them are not set, or no numbers.
+  """
   values = [os.environ.get(name) for name in VARIABLES]
   if not any(values):
     return None, None, None
@@ -58,8 +62,9 @@ def is_on_tpu():
 def is_task_of_several():
   """Tells whether a scheduler started this process as one of several.
 
-  `jax.distributed.initialize` then finds out the rest. In a batch script of
-  Slurm's, which runs once, there is no step and so no list of its nodes.
+  `jax.distributed.initialize` then finds address, count and index. A batch
+  script of Slurm runs once, outside of any job step, and has SLURM_NTASKS but
+  no SLURM_STEP_NODELIST.
   """
   is_step = "SLURM_STEP_NODELIST" in os.environ
   counts = (

@@ -1,8 +1,8 @@
 """The processes of a run, one on each host, that act as one program.
 
-What they say to one another goes through JAX's coordination service, not
-through devices: it works before there is a backend, and while one host prepares
-text for hours.
+They exchange values through the key-value store of JAX's coordination service
+and not through devices: that works before JAX has a backend, and while process
+0 prepares text for hours.
 """
 
 import itertools
@@ -11,15 +11,22 @@ import time
 
 
 class Hosts:
-  """This process among those of its run.
+  """This process among the processes of its run.
 
   Attributes:
-    index: int, 0 for the one that prints and writes.
-    names: list of str, the hosts' names by index.
+    index: int, 0 for the process that prints and writes files.
+    names: list of str, the host name of each process by index.
   """
 
   def __init__(self, index=0, names=("",), client=None, watch=None):
-    """By default the only process there is."""
+    """Makes, by default, a process that is alone.
+
+    Args:
+      index: int, of this process.
+      names: list of str, the host name of each process.
+      client: JAX's client of the coordination service.
+      watch: `Watch` of the other processes.
+    """
     self.index = index
     self.names = names
     self._client = client
@@ -29,7 +36,7 @@ class Hosts:
 
   @property
   def is_first(self):
-    """Whether this is the process that prints and writes."""
+    """Whether this is the process that prints and writes files."""
     return self.index == 0
 
   @property
@@ -56,7 +63,7 @@ class Hosts:
     """Calls a function on process 0 while the others wait.
 
     Args:
-      function: without arguments; an error that it raises ends all.
+      function: without arguments; an error that it raises ends all processes.
 
     Returns:
       what it returned, on every process; JSON-able.
@@ -72,14 +79,15 @@ class Hosts:
     return next(self._steps)
 
   def close(self):
-    """Ends the watch of the other processes, which all have come to the end."""
+    """Stops watching the other processes, once all are at their end."""
     if not self.is_alone:
       self._watch.close()
 
   def fail(self, error):
-    """Ends every process because of an error of this one.
+    """Ends every process because of an error in this one.
 
-    Does not return where there are several.
+    Does not return where there are several processes; does nothing where this
+    one is alone.
     """
     if not self.is_alone:
       self._watch.fail(error)
@@ -90,7 +98,7 @@ def gather(client, number, index, count, value):
 
   Args:
     client: JAX's client of the coordination service.
-    number: what tells this exchange from others.
+    number: name of this exchange, which no other one has, such as a count.
     index: int, of this process.
     count: int, of all processes.
     value: JSON-able.

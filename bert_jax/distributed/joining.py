@@ -1,4 +1,4 @@
-"""Joins the processes of a run, and says who is being waited for."""
+"""Joins the processes of a run, and prints which are missing."""
 
 import contextlib
 import functools
@@ -15,10 +15,10 @@ from bert_jax.distributed import child_process, environment
 from bert_jax.distributed.hosts import Hosts, gather
 from bert_jax.distributed.watch import Interrupted, Watch
 
-# Set by a rehearsal: its process id, without which its processes end.
+# Set by a rehearsal: its process id. Its processes end when it does.
 PARENT = "BERT_JAX_REHEARSAL"
-# A host that is silent for so long is lost. Orbax's and XLA's own work never
-# keeps the watching thread from running for more than a few seconds.
+# A host whose watch thread is silent for so long counts as lost. Orbax and XLA
+# keep that thread from running for a few seconds at most.
 _HEARTBEAT_SECONDS = 60
 # Hosts of a slice start within minutes of one another, or not at all.
 _JOIN_SECONDS = 300
@@ -27,20 +27,22 @@ _REMINDER_SECONDS = 30
 
 @contextlib.contextmanager
 def joined(is_restarted=False):
-  """Joins the processes of the run, and ends with all of them or with none.
+  """Joins the processes of the run; an error in one ends all of them.
 
-  To be entered before JAX looks for devices. Inside, processes other than the
-  first print nothing to standard output.
+  To be entered before JAX looks for devices. Inside, only process 0 prints to
+  standard output.
 
   Args:
-    is_restarted: whether whoever starts the command starts it again after a
-      signal, which then is an end with status 0 and not with 128 + its number.
+    is_restarted: True for a command that is expected to be stopped by a signal
+      and started again: the exit status is then 0. Otherwise it is 128 + the
+      signal's number.
 
   Yields:
     `Hosts`.
 
   Raises:
-    UserError: half of the environment variables are set.
+    UserError: some of the environment variables are missing, see
+      `environment.given`.
   """
   if os.environ.get(PARENT):
     child_process.end_with(int(os.environ[PARENT]))
@@ -83,15 +85,15 @@ def _join():
   heartbeat = float(
     os.environ.get("BERT_JAX_HEARTBEAT_SECONDS", _HEARTBEAT_SECONDS)
   )
-  # `stopping` begins the preemption service, once there are steps to stop at.
+  # `stopping` starts the preemption service at the first step.
   with _telling_who_is_missing() as timeout, _without_preemption_service():
     try:
       jax.distributed.initialize(
         address,
         count,
         index,
-        # Its errors end the process in C++, with more than one line. Here and
-        # below they are the second net.
+        # JAX's own timeouts abort the process in C++ with many lines. They
+        # come later than ours, which print one line.
         initialization_timeout=timeout + 60,
         heartbeat_timeout_seconds=int(2 * heartbeat),
       )
@@ -119,10 +121,10 @@ def _without_preemption_service():
 
 @contextlib.contextmanager
 def _telling_who_is_missing():
-  """Says who is being waited for; ends the process when waiting is no use.
+  """Prints now and then which processes are missing; gives up in the end.
 
   Yields:
-    seconds after which the process ends, int.
+    seconds of waiting after which this process ends, int.
   """
   timeout = int(os.environ.get("BERT_JAX_JOIN_SECONDS", _JOIN_SECONDS))
   came = threading.Event()
@@ -142,7 +144,7 @@ def _telling_who_is_missing():
       file=sys.stderr,
       flush=True,
     )
-    os._exit(2)  # the waiting thread is in C++ and can't be woken
+    os._exit(2)  # the main thread waits in C++, which no exception ends
 
   thread = threading.Thread(target=tell, daemon=True)
   thread.start()
@@ -166,7 +168,7 @@ def _missing(waited):
 
 
 def _keep_stdout_from_gloo():
-  """Keeps what the CPU's collectives print in C++ from where Python prints."""
+  """Sends to /dev/null what Gloo's C++ code prints to standard output."""
   sys.stdout.flush()
   sys.stdout = os.fdopen(os.dup(1), "w", 1)
   nowhere = os.open(os.devnull, os.O_WRONLY)

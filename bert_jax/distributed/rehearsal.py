@@ -1,8 +1,8 @@
-"""The processes of a pod on one machine: a rehearsal of what hosts do.
+"""Runs a command as on several hosts, with processes of this machine.
 
-Starts the very same command several times, each a process of its own with its
-own devices of the CPU. What process 0 prints is shown as it is; what the
-others have to say, with their number.
+Starts the same command several times, each with CPU devices of its own. Process
+0 prints as usual; a line that another process prints to standard error has its
+number in front.
 """
 
 import os
@@ -17,8 +17,8 @@ from absl import flags
 
 from bert_jax.distributed import environment, joining
 
-# After one process failed, how long the others get to end by themselves: they
-# need as long as it takes to find that one is lost.
+# How long the other processes get to end by themselves after one failed: as
+# long as it may take them to find that it is lost, and more.
 _PATIENCE_SECONDS = 120
 
 
@@ -96,8 +96,8 @@ def _start(index, num_hosts, num_devices, address):
   variables = dict(zip(environment.VARIABLES, identity, strict=True)) | {
     "JAX_PLATFORMS": "cpu",
     "JAX_NUM_CPU_DEVICES": str(num_devices),
-    # Programs that wait for other processes take a thread each; with several
-    # of them under way there may be none left for what the others wait for.
+    # A program that waits for other processes occupies a thread. With several
+    # dispatched at once, none may be left for the program the others wait for.
     "JAX_CPU_ENABLE_ASYNC_DISPATCH": "false",
     joining.PARENT: str(os.getpid()),
   }

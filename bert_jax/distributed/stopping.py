@@ -1,8 +1,9 @@
-"""A common step at which all processes of a run stop for a signal.
+"""Finds one step after which all processes of a run stop for a signal.
 
 On a preemption one host gets SIGTERM, and every host must save the same step.
-JAX's preemption sync point agrees on it: whoever has the signal tells the
-coordination service, and all stop after the step that the fastest has begun.
+JAX's preemption sync point finds that step: the process with the signal tells
+the coordination service, and all processes stop after the latest step that any
+of them has begun.
 """
 
 import os
@@ -18,8 +19,8 @@ _PREEMPTION = signal.SIGTERM
 def make_stopping(hosts):
   """Listens to SIGTERM and SIGINT from now on, instead of ending by them.
 
-  A second signal ends a process that is alone; one of several hosts goes on to
-  the common step.
+  A second signal ends a process that is alone; one of several processes goes on
+  to the common step.
 
   Args:
     hosts: `Hosts`; all of its processes call this.
@@ -46,8 +47,8 @@ def _listen_alone():
 
 
 def _listen_together(hosts):
-  # Not before: it takes the signal away from Python, and until the first step
-  # nobody would ask for the common one.
+  # Only now, since it takes SIGTERM away from Python: before the first step a
+  # signal ends the process, and nobody asks for a common step.
   if distributed.global_state.preemption_sync_manager is None:
     distributed.global_state.initialize_preemption_sync_manager()
   signal.signal(

@@ -1,15 +1,15 @@
-"""Names a process that is lost, so that none is left waiting for it.
+"""Ends all processes when one is lost or fails, and names its host.
 
-Every second each process notes its state in the coordination service and reads
-the others':
+Every second each process writes its state to the coordination service and reads
+the states of the others:
 
-  beat    a number that goes up; one that does not is of a process that is lost
-  end     (status, line) of a process that ends early, and so must all
+  beat    a counter; where it stands still, the process is lost
+  end     (exit status, message) of a process that ends before its work is done
 
-A step on a slice can't be done without every host: whoever waits for one that
-is gone waits forever. JAX has heartbeats too, but tells of a lost process by
-its number, among forty lines of a C++ stack, and aborts (jax 0.10.2); here all
-end with one line that has the host's name, and with status 1.
+A step on a slice needs every host, so the others would wait for a lost host
+forever. JAX has heartbeats too, but reports a lost process by its number, in
+forty lines of a C++ stack trace, and aborts (jax 0.10.2). Here every process
+prints one line with the host's name and ends with status 1.
 """
 
 import contextlib
@@ -28,8 +28,9 @@ from bert_jax.errors import UserError
 
 _KEY = "bert_jax/watch"
 _PERIOD_SECONDS = 1.0
-# How long the others get to follow before process 0, on which the coordination
-# service lives, ends too; and how long they wait for it to speak first.
+# How long process 0, in which the coordination service runs, waits for the
+# other processes to end; and how long these wait for it to report an error
+# that all of them have met.
 _GRACE_SECONDS = 5.0
 
 
@@ -47,10 +48,10 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Watch:
-  """A thread that watches the other processes."""
+  """Watches the other processes in a thread."""
 
   def __init__(self, client, address, index, names, heartbeat_seconds):
-    """Begins to watch.
+    """Starts the thread.
 
     Args:
       client: JAX's client of the coordination service.
@@ -68,27 +69,27 @@ class Watch:
     self._exchanging = threading.Lock()
     self._ending = threading.Lock()
     self._closed = threading.Event()
-    self._last_words = self._start_last_words(address) if index else None
+    self._message = self._start_abort_message(address) if index else None
     self._thread = threading.Thread(target=self._run, daemon=True)
     self._thread.start()
 
   def close(self):
-    """Ends the watch, after all processes have come to their end."""
+    """Stops the thread, once all processes are at their end."""
     self._closed.set()
     self._thread.join()
-    self._silence_last_words()
+    self._cancel_abort_message()
 
   def fail(self, error):
     """Ends all processes because of an error in this one; does not return."""
     if isinstance(error, UserError):
-      if self._index:  # most likely all made it, and one line is enough
+      if self._index:  # most likely all met it, and one line is enough
         time.sleep(_GRACE_SECONDS)
       self._end_all(2, str(error), self._index == 0)
     if isinstance(error, Interrupted):
       self._end_all(error.status, f"stopped by {error}", self._index == 0)
     if isinstance(error, JaxRuntimeError):
-      # What a process gone looks like to those that compute with it. Let the
-      # thread find it.
+      # A collective fails so when another process is lost. The thread will
+      # find out which.
       time.sleep(self._heartbeat_seconds + 2 * _PERIOD_SECONDS)
     line = traceback.format_exception_only(error)[-1].strip()
     line = f"{self._label(self._index)} failed: {line}"
@@ -113,7 +114,7 @@ class Watch:
         self._lose(lost)
 
   def _exchange(self):
-    """Notes this process' state and returns all, a dict by index."""
+    """Writes this process's state; returns {index: state} of all."""
     with self._exchanging:
       state = {"beat": next(self._beats), "end": self._end}
       self._client.key_value_set(
@@ -123,7 +124,7 @@ class Watch:
     return {int(k.rsplit("/", 1)[1]): json.loads(v) for k, v in found}
 
   def _follow(self, states):
-    """Ends this process if another one has."""
+    """Ends this process if another one has ended early."""
     for index in sorted(states):
       if index != self._index and states[index]["end"]:
         status, line = states[index]["end"]
@@ -132,7 +133,7 @@ class Watch:
         self._end_all(status, line, status == 1 or self._index == 0)
 
   def _lose(self, lost):
-    """Ends this process, and all that are left, because others are lost."""
+    """Ends this process and those that are left because others are lost."""
     self._end_all(1, self._lost_line(lost), True, lost)
 
   def _lost_line(self, lost):
@@ -142,35 +143,41 @@ class Watch:
       "every host, it goes on from the newest checkpoint"
     )
 
-  def _start_last_words(self, address):
+  def _start_abort_message(self, address):
     line = f"error: {self._lost_line([0])}"
     return subprocess.Popen(
-      [sys.executable, "-m", "bert_jax.distributed.last_words", address, line],
+      [
+        sys.executable,
+        "-m",
+        "bert_jax.distributed.abort_message",
+        address,
+        line,
+      ],
       stdin=subprocess.PIPE,
       stdout=subprocess.DEVNULL,
       start_new_session=True,  # not to be interrupted with this process
     )
 
-  def _silence_last_words(self):
-    if self._last_words:
-      self._last_words.communicate(b"bye")
+  def _cancel_abort_message(self):
+    if self._message:
+      self._message.communicate(b"no abort")
 
   def _label(self, index):
     return f"host {index} ({self._names[index]})"
 
   def _end_all(self, status, line, is_told, lost=(), error=None):
-    """Ends this process, so that the others follow; does not return.
+    """Ends this process, and has the others end; does not return.
 
-    Where two threads find a reason, only the first is told.
+    Where two threads find a reason, only the first one is printed.
 
     Args:
       status: int, the exit status of all.
       line: str, why.
       is_told: whether this process prints the line.
-      lost: indices of processes that can't follow.
-      error: exception whose traceback says more, or None.
+      lost: indices of processes that are lost and need no waiting for.
+      error: exception whose traceback is printed too, or None.
     """
-    self._ending.acquire()  # for good: the process ends once
+    self._ending.acquire()  # never released: the process ends here
     if error:
       traceback.print_exception(error)
     if is_told:
@@ -180,15 +187,15 @@ class Watch:
     if 0 not in lost:
       with contextlib.suppress(JaxRuntimeError):
         self._tell_others(lost)
-    self._silence_last_words()
+    self._cancel_abort_message()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
 
   def _tell_others(self, lost):
-    """Notes the end of this process; process 0 waits for all to have read it.
+    """Writes that this process ends, for the others to read.
 
-    The coordination service lives in it.
+    Process 0 waits until they have: the coordination service ends with it.
     """
     others = set(range(len(self._names))) - {self._index, *lost}
     deadline = time.monotonic() + _GRACE_SECONDS

@@ -1,4 +1,4 @@
-"""One fine-tuning: data, the loop, and the best model by the task's metric."""
+"""One fine-tuning: reads the data, trains, saves the best model by metric."""
 
 import contextlib
 import dataclasses
@@ -302,10 +302,10 @@ def abstract_state(run):
 
 
 def _make_evaluate(run, workdir, params, hosts):
-  """Builds the evaluation, which keeps the best model and its predictions.
+  """Builds the evaluation, which saves the best model and its predictions.
 
-  A run that goes on from a checkpoint repeats the evaluations after it, so the
-  best one is what it was without the kill.
+  A run that goes on from a checkpoint repeats the evaluations after that
+  checkpoint, so the best model is that of a run without interruption.
   """
   model, chosen = run.model, run.metric_names[0]
   predict = model_lib.make_predict(model, params)

@@ -1,4 +1,4 @@
-"""What a step of fine-tuning trains, and on which batches."""
+"""Fine-tuning as a stage of the training loop: its objective and batches."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from bert_jax.training.optimizer import create_schedule
 
 
 def create_objective(model):
-  """Builds what a step trains.
+  """Builds the objective that a step of fine-tuning trains.
 
   Args:
     model: `TaskModel`.

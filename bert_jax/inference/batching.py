@@ -1,11 +1,11 @@
-"""Rows of tokens, and batches of them that take few programs to compute."""
+"""Token rows, and batches of them in few shapes, each of which is compiled."""
 
 import dataclasses
 import itertools
 
 import numpy as np
 
-# Batches are padded to this times a power of two: few programs to compile.
+# Batches are padded to this times a power of two.
 _SHORTEST = 16
 
 
@@ -28,7 +28,7 @@ class TokenRow:
 def encode(tokenizer, text, pair=None):
   """Turns a text or a pair to a `TokenRow`."""
   encoding = tokenizer.encode(text, pair)
-  # Only this is kept: an encoding carries all that was cut off.
+  # Copied, since the encoding holds all that was cut off too.
   return TokenRow(
     ids=np.array(encoding.ids, np.int32),
     a_length=len(encoding.ids) - sum(encoding.type_ids) - 2,
@@ -41,7 +41,7 @@ def iterate_batches(rows, batch_size, max_length):
 
   Args:
     rows: list of `TokenRow`.
-    batch_size: rows of a batch; what is missing is filled with empty texts.
+    batch_size: rows of a batch; the last one is filled up with empty texts.
     max_length: the model's longest row.
 
   Yields:

@@ -220,7 +220,11 @@ def _embed_window(embedder, window):
 
 
 def _checked(rows, path, pretrained):
-  """Yields rows; raises UserError for none, or pairs that can't be told."""
+  """Yields rows.
+
+  Raises:
+    UserError: there are none, or pairs and a model with one token type.
+  """
   row = None
   for row in rows:
     if row[1] is not None:

@@ -1,4 +1,4 @@
-"""Files of vectors, written as they come: .npz, .safetensors, .jsonl."""
+"""Writes vectors row by row to .npz, .safetensors or .jsonl."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ class Embedded:
 
 
 def save_embeddings(output, embedded, vocab):
-  """Writes rows as they come; the file appears when it is whole.
+  """Writes rows one by one; the file appears when it is whole.
 
   Args:
     output: path ending in one of `SUFFIXES`.
@@ -61,7 +61,9 @@ def _save_jsonl(path, suffix, embedded, vocab):
 
 
 def _save_arrays(path, suffix, embedded, vocab):
-  """Gathers the vectors in a file of their own: their number comes last."""
+  """Collects the vectors in a temporary file: both formats need their number
+  before the first one.
+  """
   del vocab
   lengths, shape = [], ()
   with (
