@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import zlib
 
 import jax
 import ml_collections
@@ -34,6 +33,7 @@ from bert_jax.training import signals
 from bert_jax.training.optimizer import create_optimizer
 from bert_jax.training.train_state import create_train_state
 from bert_jax.weights import pretrained
+from bert_jax.weights.parameters import checksum
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +109,7 @@ def create_fine_tuning(config, source):
     dev=dev,
     dev_rows=dev_rows,
     metric_names=_metric_names(model, dev, dev_rows),
-    fingerprint=f"{_checksum(weights):08x}-{train.fingerprint():08x}",
+    fingerprint=f"{checksum(weights):08x}-{train.fingerprint():08x}",
   )
 
 
@@ -142,13 +142,6 @@ def _metric_names(model, dev, dev_rows):
       "(set --config.task.metric)"
     )
   return chosen, *(name for name in names if name != chosen)
-
-
-def _checksum(params):
-  checksum = 0
-  for leaf in jax.tree.leaves(params):
-    checksum = zlib.crc32(np.ascontiguousarray(leaf), checksum)
-  return checksum
 
 
 def with_seed(run, seed):
