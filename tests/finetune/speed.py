@@ -7,12 +7,14 @@
 Takes turns, round by round, so that a machine that others use slows down all
 alike: steps of bert_jax with batches of a few lengths, the same padded to one
 length, and torch's loop on transformers' model with batches padded to their
-longest row; then bert_jax's `embed` and SentenceTransformer.encode on the
-held-out texts. Compilation is not counted. Prints a JSON line for each, with
-the seconds of every round, and the ratios of the medians.
+longest row; the same three for predictions of the held-out rows; then
+bert_jax's `embed` and SentenceTransformer.encode on the held-out texts.
+Compilation is not counted. Prints a JSON line for each, with the seconds of
+every round and the median of the ratios to the first one.
 """
 
 import datetime
+import functools
 import itertools
 import json
 import statistics
@@ -25,6 +27,7 @@ import torch
 from absl import flags
 
 from bert_jax import command
+from bert_jax.finetune import model as model_lib
 from bert_jax.finetune import run as run_lib
 from bert_jax.finetune import stage as stage_lib
 from bert_jax.finetune.config import default_config, validate
@@ -87,6 +90,33 @@ def make_torch(config, init):
       pass
 
   return take
+
+
+def make_predictors(config, init):
+  """Builds three ways to predict the held-out rows with a fresh output layer.
+
+  Returns:
+    dict of name to a function without arguments that predicts all rows.
+  """
+  work = {}
+  for name, num_lengths in (
+    ("predict, bert_jax", config.data.num_lengths),
+    ("predict, bert_jax, one length", 1),
+  ):
+    changed = config.copy_and_resolve_references()
+    changed.data.num_lengths = num_lengths
+    run = run_lib.create_fine_tuning(changed, init)
+    params, _ = model_lib.create_params(run.model)
+    predict = model_lib.make_predict(run.model, params)
+    work[name] = functools.partial(predict, params, run.dev)
+    work[name]()  # compiles
+  model = torch_finetune.create_model(
+    run.model.kind, init, run.model.labels, config
+  )
+  work["predict, torch"] = functools.partial(
+    torch_finetune.predict, model, run.model.kind, run.dev, config
+  )
+  return work
 
 
 def make_embedders(config, init):
@@ -161,9 +191,10 @@ def main(argv):
     "finetune, torch": make_torch(config, args.init),
   }
   work = {
-    name: lambda take=take: take(args.steps) for name, take in takes.items()
+    name: functools.partial(take, args.steps) for name, take in takes.items()
   }
   _report(time_in_turns(work, args.rounds))
+  _report(time_in_turns(make_predictors(config, args.init), args.rounds))
   _report(time_in_turns(make_embedders(config, args.init), args.rounds))
 
 

@@ -161,7 +161,8 @@ def iterate_losses(model, kind, features, labels, config, batches, num_steps):
 
 
 @torch.no_grad()
-def _predict(model, kind, features, config):
+def predict(model, kind, features, config):
+  """Returns the logits of all rows in their order, float32 numpy [N, ...]."""
   model.eval()
   logits = []
   for first in range(0, len(features), config.train.batch_size):
@@ -213,7 +214,7 @@ def finetune(config, folder):
   for step, loss in enumerate(losses, start=1):
     if step % config.log.every_steps == 0:
       print(f"step {step:,}/{num_steps:,}: loss {loss:.4f}")
-  logits = _predict(model, kind, dev, config)
+  logits = predict(model, kind, dev, config)
   predictions = kind.decode(logits, rows["dev"], dev, names, config)
   return kind.score(predictions, rows["dev"], names)
 
