@@ -196,8 +196,8 @@ def test_a_classifier_gives_its_sentence_vectors_silently(tmp_path, caplog):
   classifier = sentence_transformers.CrossEncoder(
     str(tmp_path / "out"), device="cpu"
   )
-  rows = _rows([(t,) for t in TEXTS])
-  features = model_lib.encode(model, rows, labelled=False)
+  pairs = list(zip(TEXTS, TEXTS[::-1], strict=True))
+  features = model_lib.encode(model, _rows(pairs), labelled=False)
   logits = model_lib.make_predict(model, params)(params, features)
-  found = classifier.predict(list(TEXTS), apply_softmax=False)
+  found = classifier.predict(pairs, apply_softmax=False)
   np.testing.assert_allclose(found, logits, atol=1e-5)
