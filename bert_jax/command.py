@@ -56,12 +56,17 @@ def define_init_flags():
     ["reset", "keep"],
     "What becomes of Adam's moments.",
   )
+  flags.DEFINE_string(
+    "teacher",
+    None,
+    "Larger model whose predictions are learnt: workdir or folder, as --init.",
+  )
 
 
 def init_flags():
   """Returns the flags of `define_init_flags`.
 
-  They are init, extend_vocab, init_optimizer and extend_positions.
+  They are init, extend_vocab, init_optimizer, extend_positions and teacher.
   """
   args = flags.FLAGS
   return (
@@ -69,6 +74,7 @@ def init_flags():
     args.extend_vocab,
     args.init_optimizer,
     args.extend_positions,
+    args.teacher,
   )
 
 

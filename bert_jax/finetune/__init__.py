@@ -1,5 +1,5 @@
 """Fine-tuning: one output layer, all parameters trained (BERT, section 4).
 
-Rule: a task is a kind (`tasks.py`) of readers, features, head, loss and
-metrics; nothing of pretraining.
+Rule: `tasks.py` is the table of task kinds: reader, features, output layer,
+loss, metrics. Nothing here imports `pretraining`.
 """

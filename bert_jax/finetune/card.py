@@ -1,6 +1,6 @@
 """The README.md of a fine-tuned model."""
 
-import os
+from bert_jax.weights.model_card import without_folder
 
 _PIPELINES = {
   "sequence-classification": "text-classification",
@@ -68,12 +68,12 @@ def model_card(model, scores):
     hidden_size=model.bert_config.hidden_size,
     kind=config.task.kind.replace("_", " "),
     init=(
-      f"`{_without_folder(model.pretrained.source)}`"
+      f"`{without_folder(model.pretrained.source)}`"
       if config.pretrained
       else "random weights"
     ),
-    train=_without_folder(config.data.train),
-    dev=_without_folder(config.data.dev),
+    train=without_folder(config.data.train),
+    dev=without_folder(config.data.dev),
     labels=", ".join(f"`{label}`" for label in model.labels),
     num_epochs=config.train.num_epochs,
     batch_size=config.train.batch_size,
@@ -84,9 +84,3 @@ def model_card(model, scores):
       f"| {name} | {value:.4f} |" for name, value in scores.items()
     ),
   )
-
-
-def _without_folder(source):
-  """Returns a source's name as strangers may read it on a card."""
-  is_path = not source.startswith("tfds:")
-  return os.path.basename(source.rstrip("/")) if is_path else source

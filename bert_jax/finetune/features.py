@@ -11,7 +11,7 @@ import numpy as np
 LENGTH_MULTIPLE = 8
 # Rows of so many batches at most are sorted by length at a time.
 WINDOW_BATCHES = 128
-# The label of a slot that no loss counts, as torch has it.
+# Label of a token that the losses leave out (torch's `ignore_index`).
 IGNORED = -100
 
 
@@ -19,7 +19,7 @@ IGNORED = -100
 class Features:
   """A data set as the model sees it.
 
-  A feature is one pass through the model; a long row may have several.
+  A feature is one input sequence of the model; a long row may have several.
 
   Attributes:
     arrays: dict of numpy arrays [N, ...]: input_ids int32 [N, L], a_length and
@@ -28,8 +28,8 @@ class Features:
       [N, T]. token_type_ids, shaped as input_ids, are there where a_length
       does not say them.
     row_of: int [N], the row that each feature is of.
-    places: list of N: where a feature's tokens are in its row, as the task's
-      decoding needs it.
+    places: list of N: where a feature's tokens lie in its row; what an entry
+      holds is the task's (see its `encode`).
     lengths: ascending ints, the slots that a batch may have; the last is L.
     per_token: names of the arrays whose last dimension is slots.
   """
@@ -70,7 +70,7 @@ class Features:
     }
 
   def fingerprint(self):
-    """Returns a checksum of everything that training sees."""
+    """Returns a checksum of all arrays, int below 2**32."""
     checksum = 0
     for name in sorted(self.arrays):
       checksum = zlib.crc32(np.ascontiguousarray(self.arrays[name]), checksum)
@@ -121,7 +121,7 @@ class TrainingExamples:
 
   @property
   def _window_batches(self):
-    """Batches of a window: at most an epoch, or copies of a row would meet."""
+    """Batches of a window: at most an epoch, so no batch has a row twice."""
     return min(WINDOW_BATCHES, len(self.features) // self.batch_size) or 1
 
   def _window(self, first):

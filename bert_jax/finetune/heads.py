@@ -1,4 +1,4 @@
-"""What fine-tuning puts on BERT, under Hugging Face's names."""
+"""BERT with an output layer for a task; parameters named by Hugging Face."""
 
 import jax.numpy as jnp
 from flax import linen as nn

@@ -1,7 +1,4 @@
-"""Losses of fine-tuning as (sum, weight) pairs.
-
-`labels` has an entry for each decision; the weight is their number.
-"""
+"""Losses of fine-tuning as (sum, weight) pairs; weights count the labels."""
 
 import jax.numpy as jnp
 import optax
@@ -9,17 +6,17 @@ import optax
 from bert_jax.finetune.features import IGNORED
 from bert_jax.model.bert import NEVER
 
-# By which cosines are divided before the softmax over a batch (SimCSE, Gao et
-# al. 2021, table D.1; sentence-transformers' scale of 20).
+# Divides the cosines before the softmax over a batch (SimCSE, Gao et al. 2021,
+# table D.1; the inverse of sentence-transformers' scale of 20).
 TEMPERATURE = 0.05
 
 
 def cross_entropy(logits, labels):
-  """One of K: classes of a text, tags of tokens, slots of an answer's ends.
+  """Cross-entropy of one of K: a text's class, a token's tag, an answer's end.
 
   Args:
     logits: float [..., K].
-    labels: int32 [...]; `IGNORED` does not count.
+    labels: int32 [...]; those that are `IGNORED` are left out.
 
   Returns:
     (sum, weight), both float32 scalars.
@@ -32,7 +29,7 @@ def cross_entropy(logits, labels):
 
 
 def binary_cross_entropy(logits, labels):
-  """K times yes or no.
+  """Binary cross-entropy of each of K labels, summed.
 
   Args:
     logits: float [B, K].
@@ -46,7 +43,7 @@ def binary_cross_entropy(logits, labels):
 
 
 def squared_error(logits, labels):
-  """A number.
+  """Squared error of a predicted number.
 
   Args:
     logits: float [B, 1].
@@ -59,11 +56,11 @@ def squared_error(logits, labels):
 
 
 def binary_cross_entropy_of_tokens(logits, labels):
-  """Yes or no at some of the tokens.
+  """Binary cross-entropy at the labelled tokens.
 
   Args:
     logits: float [B, L, 1].
-    labels: int32 [B, L], 0 or 1; `IGNORED` does not count.
+    labels: int32 [B, L], 0 or 1, or `IGNORED`.
 
   Returns:
     (sum, weight), both float32 scalars.
@@ -74,12 +71,12 @@ def binary_cross_entropy_of_tokens(logits, labels):
 
 
 def similarity(vectors, labels):
-  """Cosines of pairs: as they are scored, or higher than those of others.
+  """Loss of text pairs: regression on scores, or in-batch negatives.
 
   Args:
     vectors: float [B, T, D] of T texts.
-    labels: float [B], the cosine of the first two texts that is wanted; or
-      int32 [B], see `in_batch_negatives`.
+    labels: float [B], target cosines of the first two texts, whose squared
+      error is the loss; or int32 [B], see `in_batch_negatives`.
 
   Returns:
     (sum, weight), both float32 scalars.
@@ -92,14 +89,14 @@ def similarity(vectors, labels):
 
 
 def in_batch_negatives(vectors, groups):
-  """Finds the second text of each row among those of the whole batch.
+  """Cross-entropy of finding each row's second text among the whole batch's.
 
   The multiple negatives ranking loss (Henderson et al. 2017); with the same
   text twice, under other dropout, SimCSE's (Gao et al. 2021).
 
   Args:
-    vectors: float [B, T, D], T 2, or 3 with a text that the second is to be
-      told from; that is among the candidates too.
+    vectors: float [B, T, D]. T is 2, or 3 with a negative text for each row,
+      which is a candidate for every row.
     groups: int32 [B]; rows of one group are not each other's negatives.
 
   Returns:
@@ -124,7 +121,7 @@ def _normalize(vectors):
 
 
 def weight(labels):
-  """Returns how many entries of the labels count, float32 scalar."""
+  """Returns the number of labels that are not `IGNORED`, float32 scalar."""
   if jnp.issubdtype(labels.dtype, jnp.integer):
     return (labels != IGNORED).sum(dtype=jnp.float32)
   return jnp.float32(labels.size)

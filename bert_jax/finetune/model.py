@@ -140,7 +140,7 @@ def _load_head(folder, names):
 
 
 def create_task_model(config, found, head, labels):
-  """Builds the model for some data; tells what becomes of the output layer.
+  """Builds the model for some data; prints where its output layer comes from.
 
   Args:
     config: the run's settings.
@@ -290,7 +290,7 @@ def make_predict(model, params):
       partitioning.param_shardings(mesh, params),
       rows_lib.batch_sharding(mesh),
     ),
-    # Whole, so that every process sees all of them.
+    # Replicated: every process reads the logits of all rows.
     out_shardings=NamedSharding(mesh, PartitionSpec()),
   )
   rows = rows_lib.local_rows(mesh, batch_size)
@@ -343,20 +343,23 @@ def save_model(output_dir, params, model, model_card):
     model_card: text of README.md.
   """
   settings, extra_files = {}, {}
+  is_classifier = model.kind.heads == "sequence-classification"
   if model.kind.heads in hf.TASK_HEADS:
     settings = {
       "id2label": {str(i): label for i, label in enumerate(model.labels)},
       "label2id": {label: i for i, label in enumerate(model.labels)},
     }
-  else:
+  if is_classifier or model.kind.heads == "encoder":
     extra_files = similarity.sentence_transformers_files(
       model.bert_config.hidden_size,
       model.config.task.pooling,
       model.config.data.max_seq_length,
+      is_classifier,
     )
   if model.kind.problem_type:
     settings["problem_type"] = model.kind.problem_type
-  # Where pipelines cut. Ours does not cut sentences whose words are tagged.
+  # Where transformers' pipelines truncate. Tagging here cuts a long sentence
+  # into several inputs instead.
   max_length = model.config.data.max_seq_length
   if model.config.task.kind == "tagging":
     max_length = model.bert_config.max_position_embeddings

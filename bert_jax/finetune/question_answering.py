@@ -13,7 +13,7 @@ from bert_jax.finetune import metrics, squad_file
 from bert_jax.finetune.features import create_features
 from bert_jax.storage import paths
 
-# Where a window points that holds no answer: [CLS].
+# Slot of [CLS], the label of a window without the answer.
 _NO_ANSWER = 0
 
 

@@ -221,7 +221,7 @@ def _table_records(path, rows, has_header, columns):
 
 
 def _tell_header(path, header, columns):
-  """Says which line is no row where nothing shows that it is none."""
+  """Prints the first line where it is taken for names that no setting uses."""
   numbers = columns and all(c.lstrip("-").isdecimal() for c in columns)
   if numbers and not set(columns) <= set(header):
     print(

@@ -33,6 +33,7 @@ from bert_jax.training import signals
 from bert_jax.training.optimizer import create_optimizer
 from bert_jax.training.train_state import create_train_state
 from bert_jax.weights import pretrained
+from bert_jax.weights.parameters import checksum
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +109,7 @@ def create_fine_tuning(config, source):
     dev=dev,
     dev_rows=dev_rows,
     metric_names=_metric_names(model, dev, dev_rows),
-    fingerprint=f"{pretrained.checksum(weights):08x}-{train.fingerprint():08x}",
+    fingerprint=f"{checksum(weights):08x}-{train.fingerprint():08x}",
   )
 
 

@@ -1,4 +1,4 @@
-"""One sentence or a pair, to a class, several labels, or a number."""
+"""Tasks that map a text or a pair to a class, several labels or a number."""
 
 import dataclasses
 import json
@@ -88,7 +88,7 @@ def _number_label(value, data, where):
   return values.as_number(value, where)
 
 
-# How each kind of task understands the label column.
+# Reader of a value of the label column, for each kind of task.
 LABELS = {
   "classification": _class_label,
   "multilabel": _multilabel_label,
@@ -184,15 +184,15 @@ def find_label(label, names, row):
 
 
 def has_known_labels(rows, names):
-  """Tells whether every row has a label among the model's.
+  """Tells whether every row has a label that the model knows.
 
-  Files of GLUE say -1 where a label is kept secret.
+  GLUE's test files say -1 for labels that are kept secret.
   """
   return all(row.label is not None and row.label in names for row in rows)
 
 
 def has_known_label_sets(rows, names):
-  """The same of rows with several labels."""
+  """Tells whether every row has a set of labels that the model knows."""
   return all(
     row.label is not None and set(row.label) <= set(names) for row in rows
   )

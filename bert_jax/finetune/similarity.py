@@ -1,14 +1,14 @@
-"""Vectors of texts whose cosine says how alike the texts are.
+"""Sentence vectors: the cosine of two vectors says how alike the texts are.
 
-What is learnt goes by the columns that the settings name:
+The columns that the settings name choose the loss:
 
   data.label   scored pairs: the cosine becomes the score (Reimers and Gurevych
                2019, section 3)
   data.text_b  pairs of texts that belong together, such as a question and its
                answer; the other rows of a batch are the negatives. data.text_c
                is a text that does not belong to the first.
-  neither      plain sentences, each with itself under other dropout:
-               unsupervised SimCSE (Gao et al. 2021)
+  neither      plain sentences: each is paired with itself under another
+               dropout mask (unsupervised SimCSE, Gao et al. 2021)
 
 Held-out rows are scored pairs, and so is what is predicted.
 """
@@ -180,18 +180,37 @@ def score(predictions, rows, names):
   )
 
 
-def sentence_transformers_files(hidden_size, pooling, max_seq_length):
+def sentence_transformers_files(
+  hidden_size, pooling, max_seq_length, is_classifier=False
+):
   """Returns what makes a folder one of sentence-transformers, name to JSON.
 
   Args:
     hidden_size: D.
     pooling: "mean" or "cls".
     max_seq_length: where texts are cut, in tokens.
+    is_classifier: whether the weights are those of transformers'
+      BertForSequenceClassification, of which the last hidden states are taken
+      (sentence-transformers 6): its BertModel would report the classifier's
+      weights as unexpected.
 
   Returns:
     dict of file name to what it holds.
   """
   models = "sentence_transformers.models."
+  encoder = {
+    "max_seq_length": max_seq_length,
+    "do_lower_case": False,  # the tokenizer does that
+  }
+  if is_classifier:
+    last_layer = ["hidden_states", -1]
+    encoder |= {
+      "transformer_task": "sequence-classification",
+      "modality_config": {
+        "text": {"method": "forward", "method_output_name": last_layer}
+      },
+      "module_output_name": "token_embeddings",
+    }
   return {
     "modules.json": [
       {"idx": 0, "name": "0", "path": "", "type": models + "Transformer"},
@@ -204,9 +223,6 @@ def sentence_transformers_files(hidden_size, pooling, max_seq_length):
       "pooling_mode_max_tokens": False,
       "pooling_mode_mean_sqrt_len_tokens": False,
     },
-    "sentence_bert_config.json": {
-      "max_seq_length": max_seq_length,
-      "do_lower_case": False,  # the tokenizer does that
-    },
+    "sentence_bert_config.json": encoder,
     "config_sentence_transformers.json": {"similarity_fn_name": "cosine"},
   }

@@ -1,7 +1,7 @@
 """The kinds of tasks, in one table.
 
-A kind says how rows become features and labels, which head is trained by which
-loss, and how its logits become predictions and these become metrics.
+A kind says how rows become features and labels, which output layer is trained
+by which loss, and how logits become predictions and predictions become metrics.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from bert_jax.finetune import (
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-  """What a task is made of; the functions are explained where they are.
+  """The parts of a task; each function's own docstring says more.
 
   Attributes:
     heads: key of `hf.TASK_HEADS`, or "encoder" where there is no output layer.
@@ -29,7 +29,8 @@ class Kind:
       module.
     loss: function (logits, labels) -> (sum, weight).
     read_rows: function (source, config, labelled) -> rows.
-    read_training_rows: the same for training data that are of another form.
+    read_training_rows: the same for training data, where their form is not that
+      of the held-out data.
     label_names: function of labelled rows to a tuple of str.
     encode: function (rows, tokenizer, config) -> `Features`.
     labels: function (rows, features, names) -> numpy array [N, ...].

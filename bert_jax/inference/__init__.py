@@ -1,4 +1,4 @@
-"""A trained model applied to text: vectors and fillings.
+"""A trained model applied to text: vectors, fillings, judgements, scores.
 
-Rule: reads models through `weights`, trains nothing.
+Rule: reads models through `weights`; trains nothing.
 """

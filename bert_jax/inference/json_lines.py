@@ -1,4 +1,4 @@
-"""What the commands write of texts: a JSON object on each line."""
+"""Input and output of the text commands: files with a JSON object a line."""
 
 import json
 

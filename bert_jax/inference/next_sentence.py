@@ -27,7 +27,8 @@ def judge_pairs(model, pairs):
 
   @jax.jit
   def step(params, ids, a_length, length):
-    first = np.zeros((len(ids), 1), np.int32)  # the other head has to look
+    # The masked-LM head needs positions; its output is not used.
+    first = np.zeros((len(ids), 1), np.int32)
     _, logits = model.apply(params, ids, a_length, length, first)
     return jax.nn.softmax(logits)[:, 0]
 

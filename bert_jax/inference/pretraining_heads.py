@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import tokenizers
@@ -11,10 +10,10 @@ from bert_jax.errors import UserError
 from bert_jax.inference import batching
 from bert_jax.model.bert import (
   BertForPreTraining,
-  create_params,
   segment_inputs,
 )
 from bert_jax.model.bert_config import BertConfig
+from bert_jax.weights.parameters import fill_with_zeros
 from bert_jax.weights.pretrained import load_init, print_report
 
 # What each head is called, and where its parameters lie.
@@ -82,7 +81,8 @@ def load_model(source, head):
     raise UserError("--model is missing; expected a folder")
   pretrained = load_init(source)
   config = pretrained.bert_config
-  params, fresh = _fill_up(pretrained.params, config)
+  params, fresh = fill_with_zeros(pretrained.params, config)
+  params = jax.tree.map(jnp.asarray, params)
   name, paths = head
   print_report(pretrained, fresh)
   if pretrained.vocab is None or any(p.startswith(paths) for p in fresh):
@@ -105,19 +105,3 @@ def load_model(source, head):
     vocab=pretrained.vocab,
     max_length=config.max_position_embeddings,
   )
-
-
-def _fill_up(params, config):
-  """Returns parameters with zeros for what is missing, and what that is.
-
-  Random weights would take seconds to draw, and nobody looks at them.
-  """
-  shapes = jax.eval_shape(lambda: create_params(config, jax.random.key(0)))
-  shapes = flax.traverse_util.flatten_dict(shapes, sep="/")
-  found = flax.traverse_util.flatten_dict(params, sep="/")
-  filled = {
-    path: jnp.asarray(found[path]) if path in found else jnp.zeros(s.shape)
-    for path, s in shapes.items()
-  }
-  fresh = tuple(path for path in shapes if path not in found)
-  return flax.traverse_util.unflatten_dict(filled, sep="/"), fresh

@@ -57,10 +57,11 @@ def score_texts(model, texts, batch_size):
 
 
 def _mask(tokens, model):
-  """Returns copies with one token masked each, its slots, and what was there.
+  """Makes a copy of its text for each token, with that token masked.
 
   Returns:
-    (list of `TokenRow`, list of int, list of int), in the order of the tokens.
+    (list of `TokenRow`; list of the masked slots; list of the ids that were
+    there), in the order of the tokens.
   """
   cls, sep, mask = map(
     model.tokenizer.token_to_id, ("[CLS]", "[SEP]", "[MASK]")

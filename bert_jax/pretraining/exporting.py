@@ -1,7 +1,6 @@
 """A run's checkpoint as a Hugging Face folder, with its model card."""
 
 import json
-import os
 
 import jax
 
@@ -16,6 +15,7 @@ from bert_jax.sharding import mesh as mesh_lib
 from bert_jax.storage import checkpoints, metric_log, paths
 from bert_jax.storage import workdir as workdir_lib
 from bert_jax.weights import hf
+from bert_jax.weights.model_card import without_folder
 from bert_jax.weights.pretrained import load_run_params
 
 _CURVE = """
@@ -197,7 +197,7 @@ def _trained_length(config, workdir, step):
   ]
   lengths = lengths or [config.phase2.max_seq_length]
   init = initialization.load_init_record(workdir)
-  if init and not init.extend_positions:
+  if init and init.source and not init.extend_positions:
     # All positions of the model that the run began with were trained.
     lengths.append(config.model.max_position_embeddings)
   return min(max(lengths), config.model.max_position_embeddings)
@@ -221,7 +221,7 @@ def _model_card(config, workdir, vocab, heads, step, max_length):
     step=step,
     beginning=_beginning(workdir),
     num_steps=num_train_steps(config),
-    source=", ".join(map(_without_folder, sources)),
+    source=", ".join(map(without_folder, sources)),
     corpus=corpus,
     vocab_size=len(vocab),
     casing="lower-cased" if config.corpus.lowercase else "cased",
@@ -249,14 +249,12 @@ def _model_card(config, workdir, vocab, heads, step, max_length):
 def _beginning(workdir):
   """Returns the words for where the weights came from."""
   init = initialization.load_init_record(workdir)
-  if init is None:
-    return "Pretrained from scratch"
-  return f"Pretraining of `{_without_folder(init.source)}` continued"
-
-
-def _without_folder(source):
-  """Returns a text source's name as strangers may read it on a card."""
-  return source if source.startswith("tfds:") else os.path.basename(source)
+  words = "Pretrained from scratch"
+  if init and init.source:
+    words = f"Pretraining of `{without_folder(init.source)}` continued"
+  if init and init.teacher:
+    words += f", with `{without_folder(init.teacher)}` as the teacher,"
+  return words
 
 
 def _held_out_table(workdir, step):

@@ -1,9 +1,14 @@
-"""Goes on pretraining a model on text of one's own: `train --init`.
+"""What a run begins with: `train --init` and `train --teacher`.
 
-The model brings its architecture and its vocabulary; the config says the rest:
-text, steps, optimizer, dropout. What a run was begun with is kept in its
-workdir (`init.json` and `init_vocab.txt`), and so is a checkpoint of step 0,
-so that neither a restart nor an export needs the source again.
+The model of `--init` is pretrained further on text of one's own. It brings its
+architecture and its vocabulary; the config says the rest: text, steps,
+optimizer, dropout. What a run was begun with is kept in its workdir
+(`init.json` and `init_vocab.txt`), and so is a checkpoint of step 0, so that
+neither a restart nor an export needs the source again.
+
+A teacher (see distillation.py) is asked in every step, so a restart needs it
+again: its place and a checksum of its weights are kept. It brings its
+vocabulary where there is no `--init`.
 """
 
 import dataclasses
@@ -14,6 +19,7 @@ import jax
 
 from bert_jax.data.vocabulary import save_vocabulary
 from bert_jax.errors import UserError
+from bert_jax.pretraining import distillation
 from bert_jax.pretraining import run as run_lib
 from bert_jax.pretraining.extension import extend_positions, extend_vocab
 from bert_jax.pretraining.moments import is_adam_state, load_adam_state
@@ -41,20 +47,24 @@ class Init:
   """How a run begins.
 
   Attributes:
-    source: what `load_init` takes, an absolute path.
+    source: what `load_init` takes, an absolute path; "" for fresh weights.
     extend_vocab: number of pieces to add to the vocabulary.
     optimizer: "reset", or "keep" for Adam's moments of a workdir.
     extend_positions: longest sequence that the model shall have positions for,
       in tokens; 0 keeps its own.
+    teacher: what `load_init` takes, an absolute path; "" for none.
   """
 
   source: str
   extend_vocab: int = 0
   optimizer: str = "reset"
   extend_positions: int = 0
+  teacher: str = ""
 
 
-def create_init(source, extend_vocab=0, optimizer="reset", extend_positions=0):
+def create_init(
+  source, extend_vocab=0, optimizer="reset", extend_positions=0, teacher=None
+):
   """Checks how a run is to begin.
 
   Args:
@@ -62,9 +72,10 @@ def create_init(source, extend_vocab=0, optimizer="reset", extend_positions=0):
     extend_vocab: number of pieces to add to the vocabulary.
     optimizer: "reset" or "keep".
     extend_positions: number of positions, or 0 for the model's.
+    teacher: what `load_init` takes, or None.
 
   Returns:
-    `Init`, or None without a source.
+    `Init`, or None without a source and a teacher.
 
   Raises:
     UserError: the others need a source and there is none, or they clash.
@@ -75,7 +86,7 @@ def create_init(source, extend_vocab=0, optimizer="reset", extend_positions=0):
         "--extend_vocab, --extend_positions and --init_optimizer say what to "
         "do with a model; expected --init too"
       )
-    return None
+    return Init("", teacher=_absolute(teacher)) if teacher else None
   for name, value in (
     ("extend_vocab", extend_vocab),
     ("extend_positions", extend_positions),
@@ -92,8 +103,22 @@ def create_init(source, extend_vocab=0, optimizer="reset", extend_positions=0):
       f"--init_optimizer=keep has no moments for the {extend_vocab} pieces of "
       "--extend_vocab; expected --init_optimizer=reset"
     )
-  source = os.fspath(paths.absolute(source))
-  return Init(source, extend_vocab, optimizer, extend_positions)
+  if teacher and extend_vocab:
+    raise UserError(
+      f"--extend_vocab={extend_vocab} makes another vocabulary than "
+      "--teacher's; expected 0"
+    )
+  return Init(
+    _absolute(source),
+    extend_vocab,
+    optimizer,
+    extend_positions,
+    _absolute(teacher) if teacher else "",
+  )
+
+
+def _absolute(source):
+  return os.fspath(paths.absolute(source))
 
 
 def begin(config, workdir, init, hosts):
@@ -125,9 +150,9 @@ def begin(config, workdir, init, hosts):
       f"{workdir} was begun with {_spell(kept)}; expected the same or no "
       f"--init, not {_spell(init)} (or another --workdir)"
     )
-  pretrained, overrides = _read_source(config, init)
+  vocab, overrides, teacher_checksum = _read_sources(config, init)
   if hosts.is_first:
-    _write_record(workdir, init, pretrained.vocab, overrides)
+    _write_record(workdir, init, vocab, overrides, teacher_checksum)
   hosts.gather(None)  # from here on everybody may read it
   return _with_overrides(config, workdir, overrides), init
 
@@ -145,8 +170,11 @@ def _load_record(workdir):
   remedy = "start in another --workdir with --init"
   record = files.load_json(path, remedy)
   try:
-    Init(**record["init"])
-    record["config"]["model"].items()
+    init = Init(**record["init"])
+    for part in record["config"].values():
+      part.items()
+    if init.teacher:
+      int(record["teacher_checksum"])
   except (KeyError, TypeError, AttributeError):
     raise UserError(
       f"{path} does not say what the run was begun with ({remedy})"
@@ -160,17 +188,46 @@ def _spell(init):
   return (
     f"--init={init.source} --extend_vocab={init.extend_vocab} "
     f"--init_optimizer={init.optimizer} "
-    f"--extend_positions={init.extend_positions}"
+    f"--extend_positions={init.extend_positions} --teacher={init.teacher}"
   )
+
+
+def _read_sources(config, init):
+  """Reads the model to begin with and the teacher, as far as there are any.
+
+  Returns:
+    (vocabulary, list of str; settings that the models decide, nested dicts;
+    checksum of the teacher's weights or None).
+  """
+  if config.corpus.vocab_file:
+    flag = "--init" if init.source else "--teacher"
+    raise UserError(
+      f"config.corpus.vocab_file is {config.corpus.vocab_file!r}, but {flag} "
+      "brings its vocabulary; expected '' (or --extend_vocab to add pieces)"
+    )
+  pretrained, overrides = None, {}
+  if init.source:
+    pretrained, overrides = _read_source(config, init)
+  if not init.teacher:
+    return pretrained.vocab, overrides, None
+  teacher, checksum = distillation.read_teacher(init.teacher)
+  if pretrained is not None:
+    distillation.check_tokenizer(
+      teacher, pretrained.vocab, pretrained.lowercase, pretrained.strip_accents
+    )
+  return teacher.vocab, overrides | _tokenizer_settings(teacher), checksum
+
+
+def _tokenizer_settings(pretrained):
+  corpus = {
+    "lowercase": pretrained.lowercase,
+    "strip_accents": pretrained.strip_accents,
+  }
+  return {"corpus": corpus}
 
 
 def _read_source(config, init):
   """Returns the `Pretrained` and, as nested dicts, what it decides."""
-  if config.corpus.vocab_file:
-    raise UserError(
-      f"config.corpus.vocab_file is {config.corpus.vocab_file!r}, but --init "
-      "brings its vocabulary; expected '' (or --extend_vocab to add pieces)"
-    )
   pretrained = load_init(init.source)
   if pretrained.vocab is None:
     raise UserError(f"{init.source} has no vocabulary; expected a vocab.txt")
@@ -186,12 +243,7 @@ def _read_source(config, init):
   ]
   if changed:
     print(f"init: the model decides config.model: {', '.join(changed)}")
-  corpus = {
-    "lowercase": pretrained.lowercase,
-    "strip_accents": pretrained.strip_accents,
-  }
-  overrides = {"model": model, "corpus": corpus}
-  return pretrained, overrides
+  return pretrained, {"model": model} | _tokenizer_settings(pretrained)
 
 
 def _check_corpus_tokenizer(pretrained):
@@ -209,9 +261,13 @@ def _check_corpus_tokenizer(pretrained):
     )
 
 
-def _write_record(workdir, init, vocab, overrides):
+def _write_record(workdir, init, vocab, overrides, teacher_checksum):
   save_vocabulary(workdir / VOCAB_FILE, vocab)
-  record = {"init": dataclasses.asdict(init), "config": overrides}
+  record = {
+    "init": dataclasses.asdict(init),
+    "config": overrides,
+    "teacher_checksum": teacher_checksum,
+  }
   text = json.dumps(record, indent=2) + "\n"
   paths.write_file(workdir / RECORD_FILE, text)
 
@@ -247,6 +303,39 @@ def create_initial_state(run, init):
   if init.optimizer == "keep":
     opt_state = _keep_moments(run, init.source, opt_state)
   return state.replace(params=params, opt_state=opt_state)
+
+
+def with_teacher(run, workdir, init):
+  """Adds the teacher that a run was begun with.
+
+  Args:
+    run: `Run`.
+    workdir: `epath.Path` of the run.
+    init: `Init`, or None.
+
+  Returns:
+    `Run`, with a teacher if `init` names one.
+
+  Raises:
+    UserError: the teacher is gone, has other weights by now, or does not fit
+      the run.
+  """
+  if init is None or not init.teacher:
+    return run
+  pretrained, checksum = distillation.read_teacher(init.teacher)
+  expected = _load_record(workdir)["teacher_checksum"]
+  if checksum != expected:
+    raise UserError(
+      f"--teacher={init.teacher} has weights of checksum {checksum:08x}; "
+      f"expected {expected:08x}, those that the run was begun with (copy a "
+      "teacher that is still trained, or export it)"
+    )
+  corpus = run.config.corpus
+  distillation.check_tokenizer(
+    pretrained, run.corpus.vocab, corpus.lowercase, corpus.strip_accents
+  )
+  teacher = distillation.create_teacher(pretrained, run.config, run.mesh)
+  return dataclasses.replace(run, teacher=teacher)
 
 
 def _source_checkpoints(source):

@@ -11,6 +11,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+# Divides the logits of student and teacher (Sanh et al. 2019, DistilBERT's
+# training).
+TEMPERATURE = 2.0
+
 
 def masked_lm_loss(logits, ids, weights):
   """Cross-entropy of the masked tokens, in nats.
@@ -62,6 +66,30 @@ def _own_logit(logits, ids):
   """
   is_own = ids[:, None] == jnp.arange(logits.shape[-1])[None]
   return jnp.where(is_own, logits, 0).sum(-1)
+
+
+def distillation_loss(logits, teacher_logits, weights):
+  """KL divergence of the student's predictions from the teacher's, in nats.
+
+  Both logits are divided by `TEMPERATURE` and the divergence is multiplied by
+  its square, so that the gradient keeps its size (Hinton et al. 2015, section
+  2).
+
+  Args:
+    logits: float [B, K, V].
+    teacher_logits: float [B, K, V].
+    weights: float [B, K], 1 for real predictions and 0 for unused slots.
+
+  Returns:
+    (sum, weight), both float32 scalars.
+  """
+  student, teacher = (
+    jax.nn.log_softmax(x.astype(jnp.float32) / TEMPERATURE)
+    for x in (logits, teacher_logits)
+  )
+  divergences = (jnp.exp(teacher) * (teacher - student)).sum(-1)
+  total = TEMPERATURE**2 * (divergences * weights).sum()
+  return total, weights.sum()
 
 
 def next_sentence_loss(logits, labels):

@@ -11,7 +11,7 @@ from bert_jax.training.optimizer import create_schedule
 LOSSES = ("mlm_loss", "nsp_loss")
 
 
-def create_objective(config, phase, bert_config, masking_vocab):
+def create_objective(config, phase, bert_config, masking_vocab, teacher=None):
   """Builds the objective of one phase.
 
   A batch holds input_ids [B, L], a_length, length and next_sentence_labels
@@ -22,6 +22,8 @@ def create_objective(config, phase, bert_config, masking_vocab):
     phase: `config.phase1` or `config.phase2`.
     bert_config: `BertConfig`.
     masking_vocab: `MaskingVocab`.
+    teacher: `distillation.Teacher`, whose predictions of the masked tokens are
+      learnt besides, or None.
 
   Returns:
     `step.Objective`.
@@ -46,25 +48,27 @@ def create_objective(config, phase, bert_config, masking_vocab):
     }
 
   def loss_weights(inputs):
-    return {
-      "mlm_loss": inputs["masked_lm_weights"].sum(),
+    num_masked = inputs["masked_lm_weights"].sum()
+    weights = {
+      "mlm_loss": num_masked,
       "nsp_loss": jnp.float32(len(inputs["next_sentence_labels"])),
     }
+    return weights | ({"distillation_loss": num_masked} if teacher else {})
 
-  def sums(params, inputs, dropout_key):
-    mlm_logits, nsp_logits = BertForPreTraining(bert_config).apply(
-      {"params": params},
-      inputs["input_ids"],
-      inputs["token_type_ids"],
-      inputs["attention_mask"],
-      inputs["masked_lm_positions"],
-      deterministic=dropout_key is None,
-      rngs=None if dropout_key is None else {"dropout": dropout_key},
-    )
+  def sums(params, inputs, dropout_key, teacher_params=None):
+    mlm_logits, nsp_logits = _apply(bert_config, params, inputs, dropout_key)
     mask = inputs["attention_mask"]
-    return losses.pretraining_sums(mlm_logits, nsp_logits, inputs) | {
+    found = losses.pretraining_sums(mlm_logits, nsp_logits, inputs) | {
       "fill": (mask.sum(dtype=jnp.float32), jnp.float32(mask.size))
     }
+    if teacher_params is not None:
+      teacher_logits, _ = _apply(
+        teacher.bert_config, teacher_params, inputs, None
+      )
+      found["distillation_loss"] = losses.distillation_loss(
+        mlm_logits, teacher_logits, inputs["masked_lm_weights"]
+      )
+    return found
 
   return step_lib.Objective(
     make_inputs,
@@ -72,6 +76,21 @@ def create_objective(config, phase, bert_config, masking_vocab):
     sums,
     dtype=bert_config.dtype,
     head_size=bert_config.head_size,
+    teacher_params=teacher and teacher.params,
+    teacher_head_size=teacher.bert_config.head_size if teacher else 0,
+  )
+
+
+def _apply(bert_config, params, inputs, dropout_key):
+  """Returns the logits of both heads, see `BertForPreTraining`."""
+  return BertForPreTraining(bert_config).apply(
+    {"params": params},
+    inputs["input_ids"],
+    inputs["token_type_ids"],
+    inputs["attention_mask"],
+    inputs["masked_lm_positions"],
+    deterministic=dropout_key is None,
+    rngs=None if dropout_key is None else {"dropout": dropout_key},
   )
 
 
@@ -79,7 +98,7 @@ def make_train_step(run, name, state):
   """Builds the train step of phase `name` of a `Run`, see `training.step`."""
   return step_lib.make_train_step(
     run.config,
-    _objective(run, name),
+    _objective(run, name, run.teacher),
     run.optimizer,
     create_schedule(run.config.optimizer, num_train_steps(run.config)),
     run.mesh,
@@ -88,11 +107,14 @@ def make_train_step(run, name, state):
 
 
 def make_eval_step(run, name, params):
-  """Builds the eval step of phase `name` of a `Run`, see `training.step`."""
+  """Builds the eval step of phase `name` of a `Run`, see `training.step`.
+
+  No teacher takes part, so that the figures of all runs compare.
+  """
   return step_lib.make_eval_step(_objective(run, name), run.mesh, params)
 
 
-def _objective(run, name):
+def _objective(run, name, teacher=None):
   return create_objective(
-    run.config, run.config[name], run.bert_config, run.masking_vocab
+    run.config, run.config[name], run.bert_config, run.masking_vocab, teacher
   )

@@ -15,6 +15,7 @@ from bert_jax.data.mixing import training_documents
 from bert_jax.data.tokenization import SPECIAL_TOKENS, token_dtype
 from bert_jax.errors import UserError
 from bert_jax.model.bert import BertConfig, create_bert_config, create_params
+from bert_jax.pretraining.distillation import Teacher
 from bert_jax.pretraining.masking import MaskingVocab, create_masking_vocab
 from bert_jax.sharding import mesh as mesh_lib
 from bert_jax.sharding import partitioning
@@ -38,6 +39,7 @@ class Run:
     bert_config: `BertConfig`.
     masking_vocab: `MaskingVocab`.
     optimizer: optax transformation.
+    teacher: `distillation.Teacher`, or None.
   """
 
   config: ml_collections.ConfigDict
@@ -46,6 +48,7 @@ class Run:
   bert_config: BertConfig
   masking_vocab: MaskingVocab
   optimizer: optax.GradientTransformation
+  teacher: Teacher | None = None
 
 
 def load_run(workdir):

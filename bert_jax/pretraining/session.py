@@ -122,6 +122,7 @@ def train(config, workdir, hosts, init=None):
     checkpoint_reader.check_round_trip(workdir, hosts)
     corpus = _open_corpus(config, workdir, hosts, init)
     run = run_lib.create_run(config, corpus)
+    run = initialization.with_teacher(run, workdir, init)
     manager = checkpoints.create_manager(config.checkpoint, workdir)
     try:
       with damage.full_disk_told(workdir):
@@ -170,7 +171,11 @@ def _train_from_newest(run, workdir, manager, hosts, init, started):
   )
   writer = None  # the first host's rows are those of all
   if hosts.is_first:
-    writer = metric_log.MetricWriter(workdir, int(state.step))
+    fields = (
+      *metric_log.FIELDS,
+      *(["distillation_loss"] if run.teacher else []),
+    )
+    writer = metric_log.MetricWriter(workdir, int(state.step), fields)
 
   def save(state, evaluated):
     _save(run, manager, state, evaluated)
@@ -237,7 +242,7 @@ def _restore_or_create(run, workdir, manager, hosts, init):
     state, meta = found
     print(f"train: continuing after step {int(state.step):,}")
     return state, meta["evaluated"] is not None
-  if init is None:
+  if init is None or not init.source:
     return run_lib.create_state(run), True
   state = initialization.create_initial_state(run, init)
   # From here on the run does not need its source.
@@ -314,6 +319,7 @@ def _create_stage(run, name, begin, end, state):
     abstract_batches=[run_lib.abstract_batch(run, name)],
     iterate_batches=batches,
     evaluate=make_evaluate(run, name, state.params),
+    constants=(run.teacher.params,) if run.teacher else (),
   )
 
 
@@ -322,7 +328,10 @@ def _summary(row):
   if row["split"] == "eval":
     base_rate = max(row["nsp_base_rate"], 1 - row["nsp_base_rate"])
     nsp += f", base rate {base_rate:.3f}"
+  teacher = ""
+  if "distillation_loss" in row:
+    teacher = f", teacher {row['distillation_loss']:.4f}"
   return (
     f"loss {row['loss']:.4f}, masked-LM {row['mlm_loss']:.4f} (accuracy "
-    f"{row['mlm_accuracy']:.3f}), {nsp})"
+    f"{row['mlm_accuracy']:.3f}), {nsp}){teacher}"
   )

@@ -42,12 +42,14 @@ class Stage:
     batch_size: sequences a step, over all devices.
     max_seq_length: slots a sequence; the mean where batches differ.
     flops_per_step: model FLOPs, over all devices; the mean likewise.
-    train_step: jitted (state, batch) -> (state, metrics); see `step.py`.
+    train_step: jitted (state, batch, *constants) -> (state, metrics); see
+      `step.py`.
     abstract_batches: list of dicts of `ShapeDtypeStruct` with shardings: the
       shapes that a batch may have, the largest first.
     iterate_batches: function of the steps done so far to an iterator over the
       rows that this process feeds, dicts of numpy arrays, to the stage's end.
     evaluate: function of params to a dict of floats.
+    constants: what every train step takes besides: a teacher's parameters.
   """
 
   name: str
@@ -59,6 +61,7 @@ class Stage:
   abstract_batches: list
   iterate_batches: Callable
   evaluate: Callable
+  constants: tuple = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,12 +152,12 @@ def compile_stages(stages, state):
     state: `TrainState` of arrays, or of shapes with shardings.
 
   Returns:
-    a list for each stage: compiled programs, each (state, batch) -> (state,
-    metrics), one for each of its `abstract_batches`.
+    a list for each stage: compiled programs, each (state, batch, *constants)
+    -> (state, metrics), one for each of its `abstract_batches`.
   """
   # Tracing is Python and takes turns; compiling is not and does not.
   lowered = [
-    stage.train_step.lower(state, batch)
+    stage.train_step.lower(state, batch, *stage.constants)
     for stage in stages
     for batch in stage.abstract_batches
   ]
@@ -172,7 +175,11 @@ def _choose_by_shape(stage, programs):
     _shapes(batch): program
     for batch, program in zip(stage.abstract_batches, programs, strict=True)
   }
-  return lambda state, batch: by_shape[_shapes(batch)](state, batch)
+
+  def train_step(state, batch):
+    return by_shape[_shapes(batch)](state, batch, *stage.constants)
+
+  return train_step
 
 
 def _shapes(batch):

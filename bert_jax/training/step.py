@@ -36,6 +36,11 @@ class Objective:
       weight): the losses, and whatever else is reported.
     dtype: of the layers' arithmetic.
     head_size: of attention's heads.
+    teacher_params: parameters of another model, which training leaves as they
+      are: nested dict of arrays or shapes, sharded by
+      `partitioning.param_shardings`. The train step takes them as its third
+      argument and `sums` as its fourth. None where there is no such model.
+    teacher_head_size: of that model's attention heads.
   """
 
   make_inputs: Callable
@@ -43,6 +48,8 @@ class Objective:
   sums: Callable
   dtype: str
   head_size: int
+  teacher_params: dict | None = None
+  teacher_head_size: int = 0
 
 
 def make_train_step(config, objective, optimizer, schedule, mesh, state):
@@ -57,15 +64,17 @@ def make_train_step(config, objective, optimizer, schedule, mesh, state):
     state: `TrainState` of arrays or shapes.
 
   Returns:
-    Function (state, batch) -> (state, metrics); the state is donated. `batch`
-    holds the rows, `metrics` is a dict of float32 scalars.
+    Function (state, batch) -> (state, metrics), or (state, batch,
+    teacher_params) of an objective with a teacher; the state is donated.
+    `batch` holds the rows, `metrics` is a dict of float32 scalars.
   """
   weights_of, share_gradients = collectives.make_gather_and_scatter(
     mesh, state.params, objective.dtype, objective.head_size
   )
   global_norm = collectives.make_global_norm(mesh, state.params)
+  gather_teacher, teacher_shardings = _teacher_gather(objective, mesh)
 
-  def train_step(state, batch):
+  def train_step(state, batch, *teacher):
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
     inputs_key, dropout_key = jax.random.split(key)
     inputs = objective.make_inputs(inputs_key, batch)
@@ -77,6 +86,7 @@ def make_train_step(config, objective, optimizer, schedule, mesh, state):
       inputs,
       dropout_key,
       config.optimizer.grad_accumulation,
+      tuple(map(gather_teacher, teacher)),
     )
     grads = share_gradients(grads)
     metrics = sums_lib.mean_metrics(sums, objective.loss_weights(inputs))
@@ -89,11 +99,26 @@ def make_train_step(config, objective, optimizer, schedule, mesh, state):
   state_shardings = partitioning.state_shardings(mesh, state, optimizer)
   return jax.jit(
     mesh_lib.traced_on(mesh, train_step),
-    in_shardings=(state_shardings, rows_lib.batch_sharding(mesh)),
+    in_shardings=(
+      state_shardings,
+      rows_lib.batch_sharding(mesh),
+      *teacher_shardings,
+    ),
     out_shardings=(state_shardings, None),
     donate_argnums=0,
     compiler_options=compiler_options.compiler_options(mesh),
   )
+
+
+def _teacher_gather(objective, mesh):
+  """Returns how a teacher's weights are gathered, and their shardings."""
+  params = objective.teacher_params
+  if params is None:
+    return None, ()
+  gather, _ = collectives.make_gather_and_scatter(
+    mesh, params, objective.dtype, objective.teacher_head_size
+  )
+  return gather, (partitioning.param_shardings(mesh, params),)
 
 
 def make_eval_step(objective, mesh, params):
@@ -132,14 +157,15 @@ def make_eval_step(objective, mesh, params):
 
 
 def _accumulate_gradients(
-  objective, params, inputs, dropout_key, num_micro_batches
+  objective, params, inputs, dropout_key, num_micro_batches, teacher
 ):
   """Sums the gradients of all micro-batches of a batch.
 
   The weights of the losses are those of the whole batch, so that the sum is
   the gradient of the whole batch and no mean of means. It is added up in
   float32 and rounded once to the dtype of `params`: in bfloat16 the sum of
-  1,024 equal gradients stops growing at 256 of them.
+  1,024 equal gradients stops growing at 256 of them. `teacher` holds the
+  teacher's gathered weights, or nothing.
 
   Returns:
     (gradients, dict of (sum, weight)).
@@ -147,7 +173,7 @@ def _accumulate_gradients(
   weights = objective.loss_weights(inputs)
 
   def loss_and_sums(params, inputs, key):
-    sums = objective.sums(params, inputs, key)
+    sums = objective.sums(params, inputs, key, *teacher)
     loss = sum(
       sums_lib.divide((sums[name][0], weight))
       for name, weight in weights.items()

@@ -21,14 +21,14 @@ from bert_jax.storage import paths
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 
-# What each export leaves out, and the class it is for. A tensor that the
-# class does not know, or does not find, makes transformers 5 warn.
+# Export -> (class that it is for, parameters left out). transformers 5 warns of
+# tensors that a class does not have, or does not find.
 HEADS = {
   "pretraining": ("BertForPreTraining", ()),
   "mlm": ("BertForMaskedLM", ("bert/pooler", "cls/seq_relationship")),
   "encoder": ("BertModel", ("cls",)),
 }
-# The same for fine-tuned models, which have one head.
+# The same for fine-tuned models.
 TASK_HEADS = {
   "sequence-classification": ("BertForSequenceClassification", ()),
   "token-classification": ("BertForTokenClassification", ()),
@@ -36,8 +36,9 @@ TASK_HEADS = {
 }
 _ALL_HEADS = HEADS | TASK_HEADS
 
-# Path of a parameter; to Hugging Face's array, given the vocabulary's size;
-# and back to a shape of ours. The first row that matches counts.
+# (path of a parameter; function of our array and the vocabulary's size to
+# Hugging Face's; function of that and our shape to ours). The first path that
+# matches counts.
 _LAYOUTS = (
   # [V, ...]: the padding of the vocabulary stays here.
   (
@@ -61,7 +62,7 @@ SHARED_FIELDS = tuple(
   if field.name not in _OWN_FIELDS
 )
 
-# What an export of a run may hold besides.
+# Further files that an export of a run may hold.
 EXTRA_FILES = ("curve.png", "metrics.jsonl", "optimizer.safetensors")
 _ADDED_TOKEN_KEYS = (
   *("content", "single_word", "lstrip", "rstrip", "normalized", "special"),

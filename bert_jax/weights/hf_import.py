@@ -16,14 +16,14 @@ from bert_jax.errors import UserError
 from bert_jax.model.bert import create_params
 from bert_jax.weights import hf
 
-# Copies that some files hold, and what they are copies of.
+# Tied tensors that some files repeat -> the tensor that they equal.
 _TIED = {
   "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
   "cls.predictions.decoder.bias": "cls.predictions.bias",
 }
 
 _MASKED_LM_HEAD = "cls.predictions."
-# What no BERT is without.
+# Parameters that every source must hold.
 _NEEDED = ("bert/embeddings", "bert/encoder")
 _LAYER_NAME = re.compile(r"bert\.encoder\.layer\.(\d{1,9})\.")
 _LAYER_BIAS = "bert.encoder.layer.{}.intermediate.dense.bias"

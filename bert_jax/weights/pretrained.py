@@ -7,13 +7,12 @@
   a workdir of `bert_jax.finetune`, whose best model is such a folder
   a TensorFlow 1 checkpoint of the original code
 
-and returns all of them in one form, `Pretrained`. What a model needs and the
-source does not hold keeps its fresh weights (`take_over`), and the user is
-told (`print_report`).
+and returns all of them in one form, `Pretrained`. Parameters that a model needs
+and the source does not hold keep their fresh weights (`take_over`), which
+`print_report` tells the user.
 """
 
 import dataclasses
-import zlib
 
 import flax.traverse_util
 import jax
@@ -30,7 +29,7 @@ from bert_jax.model.bert import (
   create_params,
 )
 from bert_jax.sharding import partitioning
-from bert_jax.storage import checkpoints, paths
+from bert_jax.storage import paths
 from bert_jax.storage import workdir as workdir_lib
 from bert_jax.storage.access import one_line_errors
 from bert_jax.weights import hf, hf_folder, hf_import, tf_checkpoint
@@ -63,8 +62,7 @@ class Pretrained:
       that are found in text as they stand.
     modules: `SentenceModules`, how a sentence-transformers folder makes a
       vector of a text, or None.
-    unused: names of the tensors that were passed over, as the source spells
-      them.
+    unused: names of the tensors that are not used, as the source spells them.
     notes: lines on what was guessed, for the user.
   """
 
@@ -173,14 +171,6 @@ def _with_modules(found, modules):
   )
 
 
-def checksum(params):
-  """Returns the CRC-32 of nested parameters, int."""
-  crc = 0
-  for leaf in jax.tree.leaves(params):
-    crc = zlib.crc32(np.ascontiguousarray(leaf), crc)
-  return crc
-
-
 def take_over(params, pretrained):
   """Replaces fresh weights by pretrained ones of the same name.
 
@@ -242,7 +232,7 @@ def print_report(pretrained, fresh):
 
 
 def _group(names):
-  """Returns a few words for many names: their first parts, with counts."""
+  """Returns the first two parts of the names, each with its count."""
   groups = {}
   for name in names:
     group = ".".join(name.replace("/", ".").split(".")[:-1][:2])
@@ -264,6 +254,9 @@ def load_run_params(workdir, bert_config, step=None):
   Raises:
     UserError: no such checkpoint.
   """
+  # orbax takes a second to import, and most sources are no checkpoints.
+  from bert_jax.storage import checkpoints
+
   whole = NamedSharding(Mesh(jax.local_devices(), "all"), PartitionSpec())
   shapes = jax.eval_shape(lambda: create_params(bert_config, jax.random.key(0)))
   abstract = partitioning.abstract_arrays(

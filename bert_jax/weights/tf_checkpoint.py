@@ -13,7 +13,7 @@ from bert_jax.storage import paths
 from bert_jax.weights import hf
 
 CONFIG_FILE = "bert_config.json"
-# Of training, not of the model.
+# Variables of the optimizer, which are left out.
 _OPTIMIZER = re.compile(r".*/adam_[mv]|.*/lamb_[mv]|global_step")
 
 

@@ -4,9 +4,10 @@ A pickle may run any function. This one is read with an unpickler that knows
 the few names a dict of tensors takes and refuses every other, so a file from
 a stranger can do no harm.
 
-Nor by its size: a tensor's numbers are bytes of the file. What is compressed,
-overlaps or repeats itself into more numbers than the file has bytes is refused,
-and so are the pickles that ask for memory (pickletools reads them first).
+Its size is bounded too: a file whose tensors have more numbers than it has
+bytes (compressed, overlapping or repeated storages) is refused, and so is a
+pickle that asks for more memory than its length justifies (pickletools reads it
+first).
 
 Two layouts exist (torch/serialization.py): since torch 1.6 a zip of `data.pkl`
 and one file a storage; before, five pickles and the storages after them.
@@ -47,7 +48,7 @@ _MEMO_OPCODES = ("PUT", "BINPUT", "LONG_BINPUT")
 
 @dataclasses.dataclass(frozen=True)
 class _Storage:
-  """Numbers in a row that tensors look at: where they are and what."""
+  """A flat array in the file, which tensors are views of."""
 
   key: str
   dtype: np.dtype

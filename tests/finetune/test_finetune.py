@@ -1,11 +1,7 @@
 """The fine-tuning command as users meet it: learning, kills, exports."""
 
 import json
-import os
-import pathlib
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -14,9 +10,9 @@ import torch
 import transformers
 
 from bert_jax.storage import metric_log
+from tests import commands
 from tests.weights import tiny_bert
 
-ROOT = pathlib.Path(__file__).parents[2]
 WORDS = ("amber", "birch", "cedar", "delta", "ember", "fjord")
 PAIRS = [(a, b) for a in WORDS for b in WORDS if a != b]
 TEXTS = [
@@ -32,43 +28,14 @@ SETTINGS = (
 pytestmark = pytest.mark.slow
 
 
-def _command(module, *arguments):
-  return [sys.executable, "-m", f"bert_jax.{module}", *map(str, arguments)]
-
-
-def _environment(folder):
-  """Compiled programs are kept beside the workdirs, to save minutes."""
-  return os.environ | {
-    "JAX_PLATFORMS": "cpu",
-    "PYTHONPATH": str(ROOT),
-    "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-  }
-
-
-def _run(folder, module, *arguments):
-  return subprocess.run(
-    _command(module, *arguments),
-    cwd=ROOT,
-    env=_environment(folder),
-    capture_output=True,
-    text=True,
-    timeout=900,
-    check=False,
-  )
-
-
 def _finetune(folder, config, *arguments):
-  done = _run(
-    folder,
+  return commands.output_of(
     "finetune",
     f"--config=configs/finetune_{config}.py",
     f"--init={folder / 'init'}",
     *SETTINGS,
     *arguments,
   )
-  assert done.returncode == 0, done.stderr[-2000:]
-  return done.stdout
 
 
 @pytest.fixture(scope="module", name="folder")
@@ -177,8 +144,7 @@ def test_transformers_pipeline_gives_our_predictions(order):
 
 
 def test_the_prediction_command_repeats_what_the_run_predicted(order, folder):
-  done = _run(
-    folder,
+  done = commands.run(
     "finetune.predict",
     f"--workdir={order}",
     f"--input={folder / 'order.tsv'}",
@@ -193,8 +159,7 @@ def test_the_prediction_command_repeats_what_the_run_predicted(order, folder):
 
 def test_plain_lines_are_predicted_by_any_exported_folder(order, folder):
   (folder / "new.txt").write_text("delta ember\n\nfjord amber\n")
-  done = _run(
-    folder,
+  done = commands.run(
     "finetune.predict",
     f"--init={order.parent / 'order_export'}",
     "--config=configs/finetune_classification.py",
@@ -211,7 +176,7 @@ def test_plain_lines_are_predicted_by_any_exported_folder(order, folder):
 def test_a_killed_run_goes_on_as_if_nothing_had_been(order, folder):
   """Twice: once by SIGTERM, which saves, once by SIGKILL, which does not."""
   workdir = folder / "killed"
-  arguments = _command(
+  arguments = (
     "finetune",
     "--config=configs/finetune_classification.py",
     f"--init={folder / 'init'}",
@@ -222,14 +187,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(order, folder):
     "--config.eval.every_steps=50",
   )
   for step, number in ((11, signal.SIGTERM), (70, signal.SIGKILL)):
-    process = subprocess.Popen(
-      arguments,
-      cwd=ROOT,
-      env=_environment(folder),
-      stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT,
-      text=True,
-    )
+    process = commands.start(*arguments)
     deadline = time.monotonic() + 600
     while max(_rows(workdir, "train"), default=0) < step:
       assert process.poll() is None, process.communicate()[0][-2000:]
@@ -239,17 +197,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(order, folder):
     output, _ = process.communicate(timeout=600)
     assert process.returncode == (0 if number == signal.SIGTERM else -number)
     assert max(_rows(workdir, "train")) < max(_rows(order, "train")), output
-  last = subprocess.run(
-    arguments,
-    cwd=ROOT,
-    env=_environment(folder),
-    capture_output=True,
-    text=True,
-    timeout=900,
-    check=False,
-  )
-  assert last.returncode == 0, last.stderr
-  assert "continuing after step" in last.stdout
+  assert "continuing after step" in commands.output_of(*arguments)
   for split in ("train", "eval"):
     assert _rows(workdir, split) == _rows(order, split)
   ours, theirs = (
@@ -358,8 +306,7 @@ def test_several_seeds_bring_their_mean_and_spread(folder):
   ],
 )
 def test_a_mistake_is_one_line_and_status_2(folder, arguments, message):
-  done = _run(
-    folder,
+  done = commands.run(
     "finetune",
     "--config=configs/finetune_classification.py",
     f"--init={folder / 'init'}",

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from bert_jax.storage import paths
+from tests import commands
 from tests.finetune.test_finetune import (
   _data,
   _finetune,
   _folder,  # noqa: F401 (the fixture `folder`)
   _predictions,
   _rows,
-  _run,
 )
 
 pytestmark = pytest.mark.slow
@@ -20,12 +20,6 @@ SETTINGS = (
   "--config.train.num_epochs=20",
   "--config.eval.every_steps=5",
 )
-
-
-def _done(folder, module, *arguments):
-  done = _run(folder, module, *arguments)
-  assert done.returncode == 0, done.stderr[-2000:]
-  return done.stdout
 
 
 def test_a_bucket_gets_the_bits_that_a_disk_gets(gcs, folder):
@@ -43,8 +37,7 @@ def test_a_bucket_gets_the_bits_that_a_disk_gets(gcs, folder):
 
   input_file = bucket / "order.tsv"
   paths.write_file(input_file, (folder / "order.tsv").read_bytes())
-  output = _done(
-    folder,
+  output = commands.output_of(
     "finetune.predict",
     f"--workdir={bucket / 'brief'}",
     f"--input={input_file}",
@@ -57,8 +50,7 @@ def test_a_bucket_gets_the_bits_that_a_disk_gets(gcs, folder):
   paths.write_file(bucket / "text.txt", "amber birch\ncedar\n")
   vectors = []
   for place in (folder, bucket):
-    _done(
-      folder,
+    commands.output_of(
       "embed",
       f"--init={place / 'model'}",
       f"--input={bucket / 'text.txt'}",

@@ -19,8 +19,8 @@ from bert_jax.finetune.config import default_config
 from bert_jax.finetune.tasks import KINDS
 from tests.weights import tiny_bert
 
-# scikit-learn's, on classes that only one side has.
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+# No warning of a library reaches the user.
+pytestmark = pytest.mark.filterwarnings("error")
 TOKENIZER = create_tokenizer(tiny_bert.make_vocab(("the", "river")), True)
 # Where files break: ends, quotes, digits, half characters, other numerals.
 CHARACTERS = st.one_of(

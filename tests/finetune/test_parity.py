@@ -12,15 +12,22 @@ import torch
 import transformers
 
 from bert_jax.finetune import model as model_lib
+from bert_jax.finetune import run as run_lib
 from bert_jax.finetune import stage
 from bert_jax.finetune.config import default_config
-from bert_jax.finetune.features import IGNORED, create_features
+from bert_jax.finetune.features import (
+  IGNORED,
+  TrainingExamples,
+  create_features,
+)
 from bert_jax.finetune.tasks import KINDS
 from bert_jax.model.bert import NEVER
+from bert_jax.sharding import rows as rows_lib
 from bert_jax.training.optimizer import create_optimizer, create_schedule
 from bert_jax.training.step import make_train_step
 from bert_jax.training.train_state import create_train_state
 from bert_jax.weights import hf
+from tests.finetune import torch_finetune
 from tests.weights import tiny_bert
 
 NAMES = ("red", "green", "blue")
@@ -257,6 +264,56 @@ def test_steps_are_those_of_torchs_adamw(kind, tmp_path):
     adamw.step()
   np.testing.assert_allclose(found, expected, rtol=1e-5)
   assert expected[-1] < expected[0] - 0.02
+
+
+@pytest.mark.slow
+def test_fifty_losses_of_a_run_are_those_of_torchs_loop(tmp_path):
+  """The run's own batches, lengths, warm-up, decay and clipping; no dropout.
+
+  torch pads each batch to its longest row, ours to one of two lengths.
+  """
+  rng = np.random.default_rng(0)
+  lines = [
+    f"{' '.join(rng.choice(list(letters), rng.integers(1, 13)))}\t{name}"
+    for letters, name in 30
+    * list(zip(("abc", "def", "ghi"), NAMES, strict=True))
+  ]
+  (tmp_path / "rows.tsv").write_text("\n".join(["sentence\tlabel", *lines]))
+  config = _config(
+    "classification",
+    **{
+      "data.train": str(tmp_path / "rows.tsv"),
+      "data.dev": str(tmp_path / "rows.tsv"),
+      "data.num_lengths": 2,
+      "train.num_epochs": 9.0,
+      "optimizer.learning_rate": 5e-4,
+      "optimizer.max_grad_norm": 0.5,
+    },
+  )
+  torch_model, _, _ = _load(tmp_path, "classification", config)
+  run = run_lib.create_fine_tuning(config, str(tmp_path))
+  assert (run.num_steps, len(run.train.lengths)) == (50, 2)
+  state = run_lib.create_state(run)
+  of_run = stage.create_stage(run, state, evaluate=None)
+  found = []
+  for batch in of_run.iterate_batches(0):
+    batch = rows_lib.global_batch(run.model.mesh, batch)
+    state, row = of_run.train_step(state, batch)
+    found.append(float(row["loss"]))
+  examples = TrainingExamples(run.train, config.seed, BATCH_SIZE, run.num_steps)
+  expected = list(
+    torch_finetune.iterate_losses(
+      torch_model,
+      run.model.kind,
+      run.train,
+      run.train.arrays["labels"],
+      run.config,
+      map(examples.rows, range(run.num_steps)),
+      run.num_steps,
+    )
+  )
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  assert np.mean(expected[-5:]) < np.mean(expected[:5]) - 0.05
 
 
 @pytest.mark.parametrize("kind", _KINDS)

@@ -1,10 +1,6 @@
 """Reading rows: the traps of real files, and mistakes told with their line."""
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 import textwrap
 
 import ml_collections
@@ -17,9 +13,8 @@ from bert_jax.errors import UserError
 from bert_jax.finetune import model
 from bert_jax.finetune.config import default_config
 from bert_jax.finetune.tasks import KINDS
+from tests import commands
 from tests.weights import tiny_bert
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 def _write(tmp_path, name, text):
@@ -433,13 +428,8 @@ _TFDS = """
 
 
 def test_tfds_gives_names_for_classes_and_none_for_secret_labels(tmp_path):
-  done = subprocess.run(
-    [sys.executable, "-c", textwrap.dedent(_TFDS)],
-    env=os.environ | {"TFDS_DATA_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)},
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  program = textwrap.dedent(_TFDS)
+  done = commands.run_program(program, TFDS_DATA_DIR=tmp_path)
   assert done.returncode == 0, done.stderr
   assert "has no split 'dev'; it has: train, test" in done.stdout
 

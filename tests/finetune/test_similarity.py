@@ -168,3 +168,36 @@ def test_sentence_transformers_loads_the_folder_silently(
   rows = embedding.embed_rows(embedder, ((text, None) for text in TEXTS))
   found = np.stack([row.vectors for row in rows])
   np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_classifier_gives_its_sentence_vectors_silently(tmp_path, caplog):
+  """By mean pooling of its last layer; the class CrossEncoder loads it too."""
+  tiny_bert.save(
+    tmp_path / "init", transformers.BertModel, tiny_bert.make_vocab()
+  )
+  config = _config(**{"task.kind": "classification", "data.label": "label"})
+  found, head = model_lib.load_init(str(tmp_path / "init"), config)
+  model = model_lib.create_task_model(config, found, head, ("no", "yes", "so"))
+  params, _ = model_lib.create_params(model)
+  model_lib.save_model(tmp_path / "out", jax.device_get(params), model, "card")
+  with caplog.at_level(logging.WARNING), warnings.catch_warnings():
+    warnings.simplefilter("error")
+    theirs = sentence_transformers.SentenceTransformer(
+      str(tmp_path / "out"), device="cpu"
+    )
+    expected = theirs.encode(list(TEXTS))
+  assert not caplog.records
+  embedder = embedding.create_embedder(
+    load_init(tmp_path / "out"), "last", None, None, 2
+  )
+  rows = embedding.embed_rows(embedder, ((text, None) for text in TEXTS))
+  ours = np.stack([row.vectors for row in rows])
+  np.testing.assert_allclose(ours, expected, atol=1e-5)
+  classifier = sentence_transformers.CrossEncoder(
+    str(tmp_path / "out"), device="cpu"
+  )
+  pairs = list(zip(TEXTS, TEXTS[::-1], strict=True))
+  features = model_lib.encode(model, _rows(pairs), labelled=False)
+  logits = model_lib.make_predict(model, params)(params, features)
+  found = classifier.predict(pairs, apply_softmax=False)
+  np.testing.assert_allclose(found, logits, atol=1e-5)

@@ -17,6 +17,7 @@ from bert_jax.finetune import model as model_lib
 from bert_jax.finetune.config import default_config
 from bert_jax.finetune.features import IGNORED
 from bert_jax.finetune.tasks import KINDS
+from tests import commands
 from tests.weights import tiny_bert
 
 SENTENCES = (
@@ -168,3 +169,65 @@ def test_logits_and_loss_are_transformers(tmp_path):
   predictions = model_lib.decode(model, logits, rows, features)
   assert [len(p["scores"]) for p in predictions] == [3, 2]
   assert KINDS["summarization"].has_known_labels(rows, model.labels)
+
+
+WORDS = ("amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heath")
+
+
+def _write_documents(path, seed):
+  """Documents of eight sentences, the two with "news" being the summary."""
+  rng = np.random.default_rng(seed)
+  records = []
+  for _ in range(40):
+    told = set(rng.choice(np.arange(3, 8), 2, replace=False).tolist())
+    sentences = [
+      " ".join(["news" if i in told else "tale", *rng.permutation(WORDS)[:3]])
+      for i in range(8)
+    ]
+    summary = [sentences[i] for i in sorted(told)]
+    records.append({"article": sentences, "highlights": summary})
+  path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+@pytest.mark.slow
+def test_the_commands_find_what_the_first_sentences_do_not_say(tmp_path):
+  """Documents of two windows; ROUGE beside that of their beginning."""
+  vocab = tiny_bert.make_vocab((*WORDS, "news", "tale"))
+  tiny_bert.save(tmp_path / "init", transformers.BertModel, vocab)
+  _write_documents(tmp_path / "train.jsonl", 0)
+  _write_documents(tmp_path / "dev.jsonl", 1)
+  commands.output_of(
+    "finetune",
+    "--config=configs/finetune_summarization.py",
+    f"--init={tmp_path / 'init'}",
+    f"--workdir={tmp_path / 'run'}",
+    f"--config.data.train={tmp_path / 'train.jsonl'}",
+    f"--config.data.dev={tmp_path / 'dev.jsonl'}",
+    "--config.data.max_seq_length=32",
+    "--config.task.num_sentences=2",
+    "--config.model.dtype=float32",
+    "--config.train.num_epochs=60",
+    "--config.train.batch_size=16",
+    "--config.eval.every_steps=100",
+    "--config.optimizer.learning_rate=3e-3",
+  )
+  printed = commands.output_of(
+    "finetune.predict",
+    f"--workdir={tmp_path / 'run'}",
+    f"--input={tmp_path / 'dev.jsonl'}",
+    f"--output={tmp_path / 'out.jsonl'}",
+  )
+  scores = json.loads(printed.splitlines()[-1])
+  assert scores["rouge1"] > 0.95 > 0.8 > scores["lead_rouge1"]
+  records = (tmp_path / "dev.jsonl").read_text().splitlines()
+  predictions = (tmp_path / "out.jsonl").read_text().splitlines()
+  scorer = RougeScorer(["rougeLsum"], use_stemmer=True)
+  found = []
+  for record, prediction in zip(
+    map(json.loads, records), map(json.loads, predictions), strict=True
+  ):
+    reference = "\n".join(record["highlights"])
+    value = scorer.score(reference, prediction["summary"])["rougeLsum"]
+    found.append(value.fmeasure)
+  assert scores["rougeLsum"] == pytest.approx(np.mean(found))
+  assert "lead_rougeLsum" in scores

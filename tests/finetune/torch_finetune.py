@@ -6,9 +6,10 @@
 
 Model, dropout, loss and AdamW are transformers' and torch's. Rows, features
 (our tokenizer with the folder's vocabulary), settings, number of steps and
-metrics are those of `python -m bert_jax.finetune` with the same --config; the
-order of the rows is another. Sentences, pairs and questions only.
-`--config.pretrained=False` starts from random weights.
+metrics are those of `python -m bert_jax.finetune` with the same --config. As
+transformers' Trainer does, it draws the rows of each batch from all of the
+training data and pads them to the batch's longest. Sentences, pairs and
+questions only. `--config.pretrained=False` starts from random weights.
 
 It measures after the last step and chooses no checkpoint by the dev set. For a
 fair comparison let ours do the same: --config.eval.every_steps=1000000000.
@@ -30,6 +31,7 @@ from bert_jax.finetune.config import (
   validate,
 )
 from bert_jax.finetune.tasks import KINDS
+from bert_jax.model.bert import NEVER
 
 _CLASSES = {
   "sequence-classification": transformers.BertForSequenceClassification,
@@ -37,8 +39,15 @@ _CLASSES = {
 }
 
 
-def _create_model(kind, folder, names, config):
-  """Returns the torch model, random but for what the folder holds."""
+def create_model(kind, folder, names, config):
+  """Returns the torch model, random but for what the folder holds.
+
+  Args:
+    kind: `tasks.Kind`.
+    folder: Hugging Face folder.
+    names: tuple of str, the labels.
+    config: settings as of bert_jax.finetune.
+  """
   settings = transformers.BertConfig.from_pretrained(
     folder,
     id2label=dict(enumerate(names)),
@@ -52,12 +61,13 @@ def _create_model(kind, folder, names, config):
 
 
 def _inputs(features, rows, device):
-  """Returns the model's inputs for some rows, all of one length."""
-  arrays, slots = features.arrays, np.arange(features.max_seq_length)[None]
+  """Returns the model's inputs for some rows, padded to the longest."""
+  arrays = features.arrays
   length, a_length = arrays["length"][rows], arrays["a_length"][rows]
+  slots = np.arange(length.max())[None]
   mask = slots < length[:, None]
   inputs = {
-    "input_ids": arrays["input_ids"][rows],
+    "input_ids": arrays["input_ids"][rows][:, : length.max()],
     "attention_mask": mask,
     "token_type_ids": (slots >= a_length[:, None] + 2) & mask,
   }
@@ -98,18 +108,44 @@ def _create_optimizer(model, config, num_steps):
   return optimizer, schedule
 
 
-def _train(model, kind, features, labels, config, num_steps, device):
-  optimizer, schedule = _create_optimizer(model, config.optimizer, num_steps)
+def iterate_rows(features, config, num_steps):
+  """Yields the rows of each batch, int [batch_size], in a random order.
+
+  Args:
+    features: `Features`.
+    config: settings as of bert_jax.finetune.
+    num_steps: how many batches.
+  """
   orders = np.random.default_rng(config.seed)
   order = np.zeros(0, int)
-  use_bfloat16 = config.model.dtype == "bfloat16"
-  model.train()
-  for step in range(num_steps):
+  for _ in range(num_steps):
     if len(order) < config.train.batch_size:
       order = np.concatenate([order, orders.permutation(len(features))])
-    rows = order[: config.train.batch_size]
+    yield order[: config.train.batch_size]
     order = order[config.train.batch_size :]
-    with torch.autocast(device, torch.bfloat16, enabled=use_bfloat16):
+
+
+def iterate_losses(model, kind, features, labels, config, batches, num_steps):
+  """Trains a step for each batch, and yields its loss.
+
+  Args:
+    model: torch model.
+    kind: `tasks.Kind`.
+    features: `Features`.
+    labels: numpy array [N, ...].
+    config: settings with optimizer.warmup_steps.
+    batches: iterable of int [batch_size], the rows of each step.
+    num_steps: of the whole schedule.
+
+  Yields:
+    float.
+  """
+  optimizer, schedule = _create_optimizer(model, config.optimizer, num_steps)
+  use_bfloat16 = config.model.dtype == "bfloat16"
+  device = model.device
+  model.train()
+  for rows in batches:
+    with torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16):
       loss = model(
         **_inputs(features, rows, device),
         **_labels(kind, labels[rows], device),
@@ -121,19 +157,21 @@ def _train(model, kind, features, labels, config, num_steps, device):
     )
     optimizer.step()
     schedule.step()
-    if (step + 1) % config.log.every_steps == 0:
-      print(f"step {step + 1:,}/{num_steps:,}: loss {loss.item():.4f}")
+    yield loss.item()
 
 
 @torch.no_grad()
-def _predict(model, kind, features, config, device):
+def predict(model, kind, features, config):
+  """Returns the logits of all rows in their order, float32 numpy [N, ...]."""
   model.eval()
   logits = []
   for first in range(0, len(features), config.train.batch_size):
     rows = np.arange(first, min(first + config.train.batch_size, len(features)))
-    outputs = model(**_inputs(features, rows, device))
+    outputs = model(**_inputs(features, rows, model.device))
     if kind.heads == "question-answering":
       both = torch.stack([outputs.start_logits, outputs.end_logits], 1)
+      padding = (0, features.max_seq_length - both.shape[-1])
+      both = torch.nn.functional.pad(both, padding, value=NEVER)
       logits.append(both.float().cpu().numpy())
     else:
       logits.append(outputs.logits.float().cpu().numpy())
@@ -152,7 +190,6 @@ def finetune(config, folder):
   """
   validate(config)
   kind = KINDS[config.task.kind]
-  device = "cuda" if torch.cuda.is_available() else "cpu"
   tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
   vocab = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
   ours = create_tokenizer(vocab, getattr(tokenizer, "do_lower_case", True))
@@ -161,18 +198,24 @@ def finetune(config, folder):
     for split in ("train", "dev")
   }
   names = kind.label_names(rows["train"])
-  features = {
-    split: kind.encode(of_split, ours, config)
-    for split, of_split in rows.items()
-  }
-  labels = kind.labels(rows["train"], features["train"], names)
-  num_steps = num_train_steps(config, len(features["train"]))
-  config = resolve(config, len(features["train"]))
+  train, dev = (
+    kind.encode(rows[split], ours, config) for split in ("train", "dev")
+  )
+  labels = kind.labels(rows["train"], train, names)
+  num_steps = num_train_steps(config, len(train))
+  config = resolve(config, len(train))
   torch.manual_seed(config.seed)
-  model = _create_model(kind, folder, names, config).to(device)
-  _train(model, kind, features["train"], labels, config, num_steps, device)
-  logits = _predict(model, kind, features["dev"], config, device)
-  predictions = kind.decode(logits, rows["dev"], features["dev"], names, config)
+  device = "cuda" if torch.cuda.is_available() else "cpu"
+  model = create_model(kind, folder, names, config).to(device)
+  batches = iterate_rows(train, config, num_steps)
+  losses = iterate_losses(
+    model, kind, train, labels, config, batches, num_steps
+  )
+  for step, loss in enumerate(losses, start=1):
+    if step % config.log.every_steps == 0:
+      print(f"step {step:,}/{num_steps:,}: loss {loss:.4f}")
+  logits = predict(model, kind, dev, config)
+  predictions = kind.decode(logits, rows["dev"], dev, names, config)
   return kind.score(predictions, rows["dev"], names)
 
 
@@ -190,7 +233,7 @@ def main(argv):
     deviation = np.std(values, ddof=1) if len(values) > 1 else 0.0
     print(
       f"torch: {name} {np.mean(values):.4f} +- {deviation:.4f} over "
-      f"{len(values)} seeds"
+      f"{len(values)} seeds ({', '.join(f'{v:.4f}' for v in values)})"
     )
 
 

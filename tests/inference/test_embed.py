@@ -2,10 +2,6 @@
 
 import gzip
 import json
-import os
-import pathlib
-import subprocess
-import sys
 import warnings
 
 import numpy as np
@@ -18,8 +14,8 @@ from bert_jax.data.rows import iterate_rows
 from bert_jax.errors import UserError
 from bert_jax.inference import embedding
 from bert_jax.weights.pretrained import load_init
+from tests import commands
 
-ROOT = pathlib.Path(__file__).parents[2]
 LETTERS = "abcdefgh"
 VOCAB = [
   *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "."),
@@ -139,18 +135,6 @@ def test_rows_are_read_only_a_window_ahead(folder, monkeypatch):
   assert len(read) == 2 * embedder.batch_size
 
 
-def run(folder, *arguments):
-  return subprocess.run(
-    [sys.executable, "-m", "bert_jax.embed", f"--init={folder}", *arguments],
-    cwd=ROOT,
-    env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
-    capture_output=True,
-    text=True,
-    timeout=300,
-    check=False,
-  )
-
-
 def write_jsonl(path):
   with path.open("w") as f:
     for text, pair in TEXTS:
@@ -171,8 +155,9 @@ def test_command_writes_the_three_kinds_of_files(folder, tmp_path):
   for pooling in expected:
     for suffix in ("npz", "jsonl", "safetensors"):
       output = tmp_path / f"{pooling}.{suffix}"
-      done = run(
-        folder,
+      done = commands.run(
+        "embed",
+        f"--init={folder}",
         f"--input={tmp_path / 'in.jsonl'}",
         f"--output={output}",
         f"--pooling={pooling}",
@@ -206,8 +191,11 @@ def test_command_writes_the_three_kinds_of_files(folder, tmp_path):
 @pytest.mark.slow
 def test_a_bad_row_ends_in_one_line_and_no_file(folder, tmp_path):
   (tmp_path / "in.jsonl").write_text('{"text": "a"}\n{"text": 3}\n')
-  done = run(
-    folder, f"--input={tmp_path / 'in.jsonl'}", f"--output={tmp_path}/o.npz"
+  done = commands.run(
+    "embed",
+    f"--init={folder}",
+    f"--input={tmp_path / 'in.jsonl'}",
+    f"--output={tmp_path}/o.npz",
   )
   assert done.returncode == 2
   assert done.stderr.splitlines()[-1].startswith("error: ")

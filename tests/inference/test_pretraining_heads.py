@@ -1,10 +1,6 @@
 """What the pretraining heads say of texts; transformers is the judge."""
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -18,9 +14,9 @@ from bert_jax.inference.pretraining_heads import (
   NEXT_SENTENCE,
   load_model,
 )
+from tests import commands
 from tests.weights import tiny_bert
 
-ROOT = pathlib.Path(__file__).parents[2]
 TEXTS = (
   "the [MASK] cat",
   "[MASK] and [MASK], b [MASK]",
@@ -149,18 +145,6 @@ def test_an_output_layer_of_its_own_is_refused(tmp_path):
   assert load_model(str(tmp_path), NEXT_SENTENCE)
 
 
-def _run(module, *arguments):
-  return subprocess.run(
-    [sys.executable, "-m", f"bert_jax.{module}", *arguments],
-    cwd=ROOT,
-    env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
-    capture_output=True,
-    text=True,
-    timeout=300,
-    check=False,
-  )
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
   ("module", "text", "keys"),
@@ -174,7 +158,7 @@ def test_commands_write_a_json_line_for_each_text(
   folder, tmp_path, module, text, keys
 ):
   (tmp_path / "in.txt").write_text(text)
-  done = _run(
+  done = commands.run(
     module,
     f"--model={folder}",
     f"--input={tmp_path / 'in.txt'}",
@@ -194,9 +178,9 @@ def test_a_bad_row_is_one_line_and_no_file(folder, tmp_path):
   (tmp_path / "in.txt").write_text("a [MASK]\nnone\n")
   output = tmp_path / "out.jsonl"
   arguments = (f"--model={folder}", f"--output={output}")
-  done = _run("fill_mask", *arguments, f"--input={tmp_path / 'in.txt'}")
+  done = commands.run("fill_mask", *arguments, f"--input={tmp_path / 'in.txt'}")
   assert done.returncode == 2
   assert "no [MASK] in 'none'" in done.stderr.splitlines()[-1]
   assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]
-  done = _run("score", *arguments)
+  done = commands.run("score", *arguments)
   assert (done.returncode, "--input is missing" in done.stderr) == (2, True)

@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import logging
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -23,6 +21,7 @@ from bert_jax.model.bert import (
 )
 from bert_jax.weights import hf, hf_import
 from bert_jax.weights.pretrained import load_init
+from tests import commands
 from tests.closeness import OTHER_LIBRARY, assert_close
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
@@ -348,7 +347,5 @@ def test_export_needs_neither_torch_nor_transformers():
     "import sys, bert_jax.weights.hf; "
     "print({'torch', 'transformers', 'tensorflow'} & set(sys.modules))"
   )
-  run = subprocess.run(
-    [sys.executable, "-c", code], capture_output=True, text=True, check=True
-  )
-  assert run.stdout.strip() == "set()"
+  done = commands.run_program(code)
+  assert done.stdout.strip() == "set()", done.stderr

@@ -1,16 +1,13 @@
 """The lines of docs/start_from.md that turn an export to ONNX."""
 
-import pathlib
 import re
-import subprocess
-import sys
 
 import pytest
 import transformers
 
+from tests import commands
 from tests.weights import tiny_bert
 
-ROOT = pathlib.Path(__file__).parents[2]
 # What a reader does with the file, on a batch and a length of its own.
 _COMPARE = """
 import numpy, onnxruntime
@@ -29,7 +26,7 @@ assert found.shape[:2] == inputs["input_ids"].shape
 
 @pytest.mark.slow
 def test_the_documented_lines_give_the_logits_of_torch(tmp_path):
-  page = (ROOT / "docs" / "start_from.md").read_text()
+  page = (commands.ROOT / "docs" / "start_from.md").read_text()
   section = page.split("### ONNX")[1]
   lines = re.search(r"```python\n(.*?)```", section, re.DOTALL)[1]
   folder = tmp_path / "hf"
@@ -40,4 +37,5 @@ def test_the_documented_lines_give_the_logits_of_torch(tmp_path):
     f"folder, output = {str(folder)!r}, {str(tmp_path / 'model.onnx')!r}\n"
     f"{lines}\n{_COMPARE}"
   )
-  subprocess.run([sys.executable, "-c", program], check=True)
+  done = commands.run_program(program)
+  assert done.returncode == 0, done.stderr

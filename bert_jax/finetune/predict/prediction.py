@@ -15,7 +15,7 @@ from bert_jax.finetune.tasks import KINDS
 from bert_jax.sharding import mesh as mesh_lib
 from bert_jax.storage import paths, shards
 from bert_jax.storage import workdir as workdir_lib
-from bert_jax.weights import hf, pretrained
+from bert_jax.weights import hf, parameters, pretrained
 
 
 def predict_files(source, config, inputs, output, file_format):
@@ -60,7 +60,7 @@ def _settings(model):
   for key in ("train", "dev"):
     del sections["data"][key]
   return {
-    "model": pretrained.checksum(model.pretrained.params),
+    "model": parameters.checksum(model.pretrained.params),
     "labels": list(model.labels),
     "dtype": model.bert_config.dtype,
   } | flatten(sections)
