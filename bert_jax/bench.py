@@ -3,20 +3,20 @@
     python -m bert_jax.bench --config=configs/bert_base.py --phases=phase1 \\
       --sweep --peer=transformers
 
-For each phase: the input pipeline alone (`--input_only` stops there), the step
-that `train` runs, and both together; before the steps the device's own peak, a
-large matrix product and a large copy. The text is made up; TensorFlow is used
-where it is installed. Standard output gets one JSON line a figure, standard
-error the same for people.
+For each phase it measures the input pipeline alone (`--input_only` stops
+there), the step that `train` runs, and both together; and before the steps the
+device's peak, by a large matrix multiplication and a large copy. The text is
+random tokens; TensorFlow is used where it is installed. Each figure is a JSON
+line on standard output and a line of text on standard error.
 
-`--sweep` doubles and halves the batch while a step gains sequences a second by
-it. `--peer=transformers` measures torch beside it in the same session (`pip
-install torch transformers`): transformers' BertForPreTraining with its own head
-and with the head at the masked positions, eager and compiled, each at its own
-best batch with `--sweep`; then how many times faster ours is.
+`--sweep` doubles or halves the batch while that gains sequences a second.
+`--peer=transformers` measures torch in the same session (`pip install torch
+transformers`): transformers' BertForPreTraining with its own head and with the
+head at the masked positions only, eager and through torch.compile, each at its
+own best batch with `--sweep`; then the ratio of our sequences a second to each.
 
-A figure is a median; `quartiles` says how steady it was. Each is measured in a
-process of its own, compilation and two rounds apart. `--nocompiled` leaves out
+A figure is the median of several readings after a warm-up; `quartiles` shows
+their spread. Each is measured in its own process. `--nocompiled` leaves out
 torch.compile, which takes minutes on a CPU.
 """
 
@@ -54,7 +54,7 @@ if __name__ == "__main__":
   flags.DEFINE_bool("input_only", False, "Measure no step.")
   flags.DEFINE_bool("sweep", False, "Find the best batch sizes.")
   flags.DEFINE_enum(
-    "peer", None, ["transformers"], "What to measure in the same session."
+    "peer", None, ["transformers"], "Also measured, in the same session."
   )
-  flags.DEFINE_bool("compiled", True, "The peer through torch.compile too.")
+  flags.DEFINE_bool("compiled", True, "Measure torch.compile too.")
   command.run(main)

@@ -1,14 +1,14 @@
-"""Shows how time and memory of a step grow, and where not linearly.
+"""Estimates how a step's time and memory scale with batch, length and chips.
 
     python -m bert_jax.growth --config=configs/bert_base.py \\
         --topology=v5e:4x4 --output=docs/growth.png
 
-Compiles phase 1 again and again, with a quarter to sixteen times the batch,
-half to four times the length, a quarter to twice the layers, and on 4 to 256
-chips of the same generation; everything else stays. Prints tables and what
-made each step from point to point more or less than linear, and draws both.
-Thirteen programs; of BERT-base some two minutes of a core each, twice that
-with twice the layers.
+Compiles phase 1 with a quarter to sixteen times the batch, half to four times
+the length, a quarter to twice the layers, and on 4 to 256 chips of the same
+generation, changing one of these at a time. Prints tables, names the part of
+the step to blame where growth is not linear, and plots both. Compiles thirteen
+programs; of BERT-base some two minutes of a core each, twice that with twice
+the layers.
 """
 
 from absl import flags

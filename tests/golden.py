@@ -23,7 +23,7 @@ from bert_jax.model.bert import create_bert_config, create_params
 from bert_jax.model.dropout import (
   draw_attention_keep,
   draw_keep,
-  draw_words,
+  draw_seeds,
 )
 from bert_jax.pretraining import objective as objective_lib
 from bert_jax.pretraining.masking import create_masking_vocab, mask_tokens
@@ -116,15 +116,15 @@ def _masks(corpus):
 
 def _dropout():
   """Two masks of two rows, as 0 and 1."""
-  words = draw_words(jax.random.key(0), 2, 2)
-  kept = [draw_keep(one, 0.1, (2, 8, 16)) for one in words]
+  seeds = draw_seeds(jax.random.key(0), 2, 2)
+  kept = [draw_keep(one, 0.1, (2, 8, 16)) for one in seeds]
   return np.asarray(kept, np.int32).reshape(2, 2, -1).tolist()
 
 
 def _attention_dropout():
   """A mask of two rows, three heads and eight positions, as 0 and 1."""
-  (words,) = draw_words(jax.random.key(0), 1, 2)
-  kept = draw_attention_keep(words, 0.1, 3, 8)
+  (seeds,) = draw_seeds(jax.random.key(0), 1, 2)
+  kept = draw_attention_keep(seeds, 0.1, 3, 8)
   return np.asarray(kept, np.int32).reshape(2, 3, -1).tolist()
 
 

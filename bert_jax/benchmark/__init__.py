@@ -1,4 +1,4 @@
-"""Speed on the devices at hand: the step, its input, and the peer's.
+"""Measures speed on the devices at hand: our step, its input, and torch's.
 
-Rule: times what other folders make; no figure is computed from another.
+Rule: times the code of other folders; estimates nothing.
 """

@@ -1,4 +1,4 @@
-"""Measures the step and its input, each in a process of its own."""
+"""Measures the step, its input and the peer, each in its own process."""
 
 import copy
 import datetime
@@ -13,9 +13,9 @@ from bert_jax.distributed.child_process import call_alone
 from bert_jax.errors import DoesNotFitError, UserError
 from bert_jax.pretraining.run import PHASES
 
-# A larger batch is better from here on; less is noise.
-_WORTHWHILE = 1.02
-# Its own head, and the head at the masked positions; through torch.compile.
+# A batch size is better than another from this gain in sequences/s on.
+_MIN_GAIN = 1.02
+# Name to (masked-LM head, whether torch.compile is used), see `torch_peer.py`.
 PEERS = {
   "transformers": ("full", False),
   "transformers, gathered head": ("gathered", False),
@@ -25,14 +25,14 @@ PEERS = {
 
 
 def bench(config, phases, seconds, sweep=False, peers=()):
-  """Measures the device, the step, and the step with its input.
+  """Measures the device, the step, the step with its input, and the peers.
 
   Args:
     config: validated settings.
     phases: names of the phases.
     seconds: float, how long to measure each figure.
     sweep: whether to look for the best batch sizes.
-    peers: those of `PEERS` to measure too.
+    peers: names in `PEERS` to measure too.
 
   Yields:
     dicts of figures, JSON-able, the device's first.
@@ -45,7 +45,7 @@ def bench(config, phases, seconds, sweep=False, peers=()):
     if ours is None:
       yield {"figure": "step", "program": "bert_jax", "phase": name} | _NO_FIT
       continue
-    yield {"figure": "step", "program": "bert_jax"} | _utilised(ours, device)
+    yield {"figure": "step", "program": "bert_jax"} | _with_mfu(ours, device)
     at_best = _with_batch_size(config, name, ours["batch_size"])
     measured = alone(ours_lib.measure_training, at_best, name, seconds)
     yield {"figure": "training"} | _with_rates(at_best, name, measured)
@@ -53,7 +53,7 @@ def bench(config, phases, seconds, sweep=False, peers=()):
 
 
 def bench_input(config, phases, seconds):
-  """Measures the input alone, at the config's batch sizes.
+  """Measures the input pipeline alone, at the config's batch sizes.
 
   Args:
     config: validated settings.
@@ -72,10 +72,10 @@ _NO_FIT = {"error": "does not fit"}
 
 
 def _measure_peers(config, name, seconds, sweep, peers, ours):
-  """Yields a step and a ratio for each way to run transformers."""
+  """Yields the step of each peer, and the ratio of ours to it."""
   for program in peers:
     row = {"figure": "step", "program": program, "phase": name}
-    # Here, since most machines have no torch.
+    # Imported here, since torch is optional.
     from bert_jax.benchmark import torch_peer
 
     measure = torch_peer.measure_step
@@ -83,7 +83,7 @@ def _measure_peers(config, name, seconds, sweep, peers, ours):
       theirs = _measure_step(
         measure, config, name, seconds, sweep, *PEERS[program]
       )
-    except Exception as e:  # torch.compile wants a compiler, Triton and luck
+    except Exception as e:  # torch.compile fails in many ways
       yield row | {"error": " ".join(str(e).split())[:200]}
       continue
     if theirs is None:
@@ -99,7 +99,7 @@ def _measure_peers(config, name, seconds, sweep, peers, ours):
 
 
 def _measure_step(measure, config, name, seconds, sweep, *arguments):
-  """Measures a step at the config's batch size, or at its best one.
+  """Measures a step at the config's batch size, or searches the best one.
 
   Returns:
     dict of figures, or None where no batch fits.
@@ -125,15 +125,18 @@ def _measure_step(measure, config, name, seconds, sweep, *arguments):
 
 
 def find_best(measure, first):
-  """Doubles a batch, or halves it, while that is worth it.
+  """Searches the batch size with the most sequences a second.
+
+  Doubles the batch while that gains; if the first doubling does not, halves it
+  while that gains.
 
   Args:
     measure: function of the batch size to a dict with `sequences_per_second`,
-      or None where it does not fit.
-    first: int, the size to begin with.
+      or None where it does not fit into memory.
+    first: int, the batch size to begin with.
 
   Returns:
-    the best of these dicts, or None.
+    the best of these dicts, or None if no batch fits.
   """
   sizes = (first >> halvings for halvings in range(first.bit_length()))
   fitting = next(filter(None, map(measure, sizes)), None)
@@ -146,10 +149,10 @@ def find_best(measure, first):
 
 
 def _climb(measure, best, factor):
-  """Changes the batch by a factor for as long as that is worth it."""
+  """Multiplies the batch size by a factor while that gains sequences/s."""
   while size := int(best["batch_size"] * factor):
     found = measure(size)
-    least = _WORTHWHILE * best["sequences_per_second"]
+    least = _MIN_GAIN * best["sequences_per_second"]
     if found is None or found["sequences_per_second"] < least:
       return best
     best = found
@@ -163,7 +166,7 @@ def _with_batch_size(config, name, batch_size):
 
 
 def _with_rates(config, name, row):
-  """Adds what a step's or batch's time means."""
+  """Adds sequences and tokens a second to a measured time."""
   phase = config[name]
   sequences_per_second = phase.batch_size / row["seconds"]
   return {
@@ -176,19 +179,24 @@ def _with_rates(config, name, row):
   } | row
 
 
-def _utilised(row, device):
-  """Adds the share of the measured peak that model FLOPs reach (MFU)."""
+def _with_mfu(row, device):
+  """Adds MFU: model FLOPs a second over the measured matmul peak."""
   peak = device["matmul_flops_per_second"] * device["num_devices"]
   return row | {"mfu": row["model_flops"] / row["seconds"] / peak}
 
 
 def alone(function, *arguments):
-  """Calls a function in a new process; a crash there tells that it won't fit.
+  """Calls a function in a new process, see `child_process.call_alone`.
 
-  Same arguments and result as `child_process.call_alone`.
+  Args:
+    function: importable function.
+    *arguments: its arguments.
+
+  Returns:
+    its result.
 
   Raises:
-    DoesNotFitError: the process was killed, as happens for memory.
+    DoesNotFitError: the process was killed, as happens for lack of memory.
   """
   try:
     return call_alone(function, *arguments)
@@ -197,14 +205,14 @@ def alone(function, *arguments):
 
 
 def describe(row):
-  """Returns a line for people."""
+  """Formats a row of figures as one line of text."""
   if "error" in row:
     return f"{row['phase']} {row['program']}: {row['error']}"
   if row["figure"] == "device":
     return (
       f"{row['num_devices']} x {row['device_kind']}: "
       f"{row['matmul_flops_per_second'] / 1e12:,.3g} TFLOP/s in a "
-      f"{row['dtype']} matrix product, "
+      f"{row['dtype']} matrix multiplication, "
       f"{row['copy_bytes_per_second'] / 1e9:,.3g} GB/s in a copy"
     )
   if row["figure"] == "ratio":
@@ -255,13 +263,13 @@ def parse_phases(text, config):
 
 
 def measure_all(config, phases, seconds, *, input_only, sweep, peer, compiled):
-  """Measures what the command was asked for.
+  """Measures everything that the command's flags ask for.
 
   Args:
     config: the run's settings.
     phases: as `parse_phases` takes it.
     seconds: float, how long to measure each figure.
-    input_only: whether to leave out the steps.
+    input_only: whether to measure the input pipeline alone.
     sweep: whether to look for the best batch sizes.
     peer: "transformers", or None.
     compiled: whether to measure the peer through torch.compile too.
@@ -285,7 +293,7 @@ def measure_all(config, phases, seconds, *, input_only, sweep, peer, compiled):
     if peer and (compiled or not is_compiled)
   ]
   with tempfile.TemporaryDirectory() as programs:
-    # The step is measured twice, alone and with its input, and compiled once.
+    # The step is compiled once and measured twice, alone and with its input.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", programs)
     yield from bench_input(config, phases, seconds)
     if not input_only:

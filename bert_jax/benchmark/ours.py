@@ -1,7 +1,7 @@
-"""What `bench` measures of ours: the device's peak, the step, the input.
+"""Measures the device's peak, our train step and our input pipeline.
 
-Each function here runs in a process of its own, which then ends, so that
-nothing of it stays in the device's memory.
+Each function runs in its own process, so that the device's memory is free for
+the next.
 """
 
 import copy
@@ -26,28 +26,28 @@ from bert_jax.training import loop as loop_lib
 from bert_jax.training.host_memory import keep_freed_memory
 from bert_jax.training.step_clock import StepClock
 
-# Enough text that a batch is gathered from all over the memory.
+# A text much larger than the processor's caches, as real ones are.
 _DOCUMENTS, _DOCUMENT_TOKENS, _SENTENCE_TOKENS = 8_000, 2_000, 25
 _MIN_STEPS = 5
-_ENDLESS = 10**9  # steps; however fast, it is not done before it is measured
+_NUM_STEPS = 10**9  # more than can be measured
 
 
 def measure_device(dtype, seconds):
-  """Measures what the device can do at best.
+  """Measures the peak rates of one device.
 
   Args:
-    dtype: name of the matrix product's type, such as "bfloat16".
+    dtype: of the matrices, such as "bfloat16".
     seconds: float, how long to measure each figure.
 
   Returns:
-    dict: a large matrix product, FLOP/s, and a large copy, bytes/s read and
-    written, both of one device.
+    dict with the FLOP/s of a large matrix multiplication and the bytes/s, read
+    and written, of a large copy.
   """
   keep_freed_memory()
   device = jax.devices()[0]
   is_cpu = device.platform == "cpu"
   size = 1024 if is_cpu else 8192
-  # A CPU's bfloat16 units are reached by products that come out as float32.
+  # XLA uses a CPU's bfloat16 units only for a float32 result.
   result = jnp.float32 if is_cpu else dtype
   left, right = jax.random.normal(jax.random.key(0), (2, size, size), dtype)
   product = jax.jit(lambda a, b: jnp.dot(a, b, preferred_element_type=result))
@@ -77,7 +77,7 @@ def _repeat(function, *arguments):
 
 
 def measure_step(config, name, seconds):
-  """Measures the step of a phase, the one that `train` runs, without input.
+  """Measures the step of a phase, as `train` runs it, on one fixed batch.
 
   Args:
     config: validated settings.
@@ -85,8 +85,8 @@ def measure_step(config, name, seconds):
     seconds: float, how long to measure.
 
   Returns:
-    dict of seconds a step and what follows from them; memory is the device's,
-    or the whole process' on a CPU.
+    dict with seconds a step, FLOPs, and peak bytes of memory: of the device, or
+    of the whole process on a CPU.
 
   Raises:
     DoesNotFitError: the device has too little memory.
@@ -123,7 +123,7 @@ def _measure_step(config, name, seconds):
 
 
 def measure_input(config, name, seconds):
-  """Measures how fast batches are built, with nothing else to do.
+  """Measures how fast the input pipeline builds batches, without a step.
 
   Args:
     config: validated settings.
@@ -131,8 +131,8 @@ def measure_input(config, name, seconds):
     seconds: float, how long to measure.
 
   Returns:
-    dict of seconds a batch, sequences a second of processor time, and which
-    pipeline it was.
+    dict with seconds a batch, sequences per second and core, and which pipeline
+    was measured.
   """
   keep_freed_memory()
   _, stage, _ = _create_stage(config, name)
@@ -162,8 +162,8 @@ def measure_training(config, name, seconds):
     seconds: float, how long to measure.
 
   Returns:
-    dict of seconds a step and `data_wait`, the share of them in which the step
-    waited for its batch.
+    dict with seconds a step and `data_wait`, the share of the time in which
+    the step waited for its batch.
   """
   keep_freed_memory()
   run, stage, state = _create_stage(config, name)
@@ -180,14 +180,14 @@ def measure_training(config, name, seconds):
     jax.block_until_ready(metrics)
     return {"repeats": repeats, "data_wait": clock.rates(None)["data_wait"]}
 
-  train(0)  # until memory is taken and caches are warm
+  train(0)  # warm-up
   return train(seconds) | {"seconds": clock.seconds_per_step}
 
 
 def _create_stage(config, name):
   """Returns (`Run`, `Stage`, `TrainState`) of one phase, on made-up text."""
   config = copy.deepcopy(config)
-  config[name].num_steps = _ENDLESS
+  config[name].num_steps = _NUM_STEPS
   run = run_lib.create_run(config, made_up_corpus(config.corpus.vocab_size))
   state = run_lib.create_state(run)
   stages = session.create_stages(run, state)
@@ -196,7 +196,7 @@ def _create_stage(config, name):
 
 
 def made_up_corpus(vocab_size):
-  """Makes a corpus in memory, of tokens drawn at random.
+  """Creates a corpus of random tokens in memory.
 
   Args:
     vocab_size: int, tokens of the vocabulary.
@@ -230,7 +230,7 @@ def made_up_corpus(vocab_size):
 
 
 def _peak_memory():
-  """Returns the bytes that were in use at most."""
+  """Returns the peak bytes in use."""
   figures = jax.devices()[0].memory_stats()
   if figures:
     return figures["peak_bytes_in_use"]

@@ -1,22 +1,22 @@
-"""Times work that repeats, once it has settled."""
+"""Times repeated work, after a warm-up."""
 
 import dataclasses
 import statistics
 import time
 
-# One reading of the clock is of at least so much work.
+# Each reading times repeats that take about this long together.
 _READING_SECONDS = 0.1
 _MIN_READINGS = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-  """How long something takes.
+  """Seconds that one repeat takes.
 
   Attributes:
-    seconds: the median.
-    quartiles: (float, float), what a quarter and three quarters stay below.
-    repeats: how often it was done.
+    seconds: median of the readings.
+    quartiles: (float, float), first and third quartile of the readings.
+    repeats: number of repeats that were timed.
   """
 
   seconds: float
@@ -25,10 +25,10 @@ class Timing:
 
 
 def time_repeats(repeat, seconds):
-  """Times something after two rounds that do not count.
+  """Times a function, after two repeats of warm-up.
 
   Args:
-    repeat: function of a number n; does the work n times and waits for the end.
+    repeat: function of n; does the work n times and waits for its end.
     seconds: float, how long to measure; at least five readings are taken.
 
   Returns:

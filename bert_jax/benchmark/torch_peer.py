@@ -1,11 +1,12 @@
-"""What `bench` measures beside ours: transformers' BERT on torch.
+"""Measures the peer of `bench`: a training step of transformers' BERT on torch.
 
 `BertForPreTraining` with sdpa attention, autocast to the same dtype, fused
-AdamW and the same clipping, on batches that are made and masked beforehand.
-Two heads: its own, which scores the whole vocabulary at every position, and
-the same one at the masked positions only. Both eager and compiled.
+AdamW and the same clipping, on a batch that is made and masked beforehand. Two
+masked-LM heads: transformers' own, which scores the whole vocabulary at every
+position, and the same head at the masked positions only. Each eager or through
+torch.compile.
 
-Imports torch, and nothing of JAX: it runs in a process of its own.
+Imports torch and nothing of JAX; it runs in its own process.
 """
 
 import dataclasses
@@ -32,7 +33,7 @@ def measure_step(config, name, seconds, head, is_compiled):
     is_compiled: whether it goes through torch.compile.
 
   Returns:
-    dict of seconds a step, and memory as `ours.measure_step` counts it.
+    dict with seconds a step, and memory as in `ours.measure_step`.
 
   Raises:
     DoesNotFitError: the device has too little memory.
@@ -45,7 +46,7 @@ def measure_step(config, name, seconds, head, is_compiled):
 
 def _measure_step(config, name, seconds, head, is_compiled):
   torch.manual_seed(config.seed)
-  # As JAX does: float32 products may run as TF32 on a GPU.
+  # As in JAX, float32 matrix multiplications may run as TF32 on a GPU.
   torch.set_float32_matmul_precision("high")
   device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
   model = create_model(config).to(device).train()
@@ -80,7 +81,7 @@ def _measure_step(config, name, seconds, head, is_compiled):
 
 
 def create_model(config):
-  """Returns transformers' model of the same architecture, fresh weights."""
+  """Creates transformers' model of the same architecture."""
   settings = dict(config.model)
   del settings["dtype"], settings["remat"]
   return transformers.BertForPreTraining._from_config(
@@ -90,7 +91,7 @@ def create_model(config):
 
 
 def create_batch(config, name, device):
-  """Makes one batch of full sequences.
+  """Creates one batch of sequences without padding.
 
   Args:
     config: validated settings.

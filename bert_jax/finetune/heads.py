@@ -5,7 +5,7 @@ from flax import linen as nn
 
 from bert_jax.model.bert import NEVER, BertModel
 from bert_jax.model.bert_config import BertConfig
-from bert_jax.model.dropout import draw_words, dropout
+from bert_jax.model.dropout import draw_seeds, dropout
 from bert_jax.model.pooling import pool
 
 
@@ -29,8 +29,8 @@ class BertForSequenceClassification(nn.Module):
       input_ids, token_type_ids, attention_mask, deterministic=deterministic
     )
     key = None if deterministic else self.make_rng("dropout")
-    (words,) = draw_words(key, 1, len(x))
-    x = dropout(x, self.config.output_dropout_prob, words)
+    (seeds,) = draw_seeds(key, 1, len(x))
+    x = dropout(x, self.config.output_dropout_prob, seeds)
     return _create_output(self.config, self.num_labels, "classifier")(x)
 
 
@@ -55,8 +55,8 @@ class BertForTokenClassification(nn.Module):
       input_ids, token_type_ids, attention_mask, deterministic=deterministic
     )
     key = None if deterministic else self.make_rng("dropout")
-    (words,) = draw_words(key, 1, len(input_ids))
-    x = dropout(hidden_states[-1], self.config.output_dropout_prob, words)
+    (seeds,) = draw_seeds(key, 1, len(input_ids))
+    x = dropout(hidden_states[-1], self.config.output_dropout_prob, seeds)
     return _create_output(self.config, self.num_labels, "classifier")(x)
 
 

@@ -1,4 +1,4 @@
-"""Reads a compiled program: its operations, their time and memory.
+"""Reads compiled HLO: instructions, estimated time, memory.
 
 Rule: text of a program in, numbers out; nothing of models or runs.
 """

@@ -1,8 +1,8 @@
-"""Counts the instructions that a TPU's compiler emits for Pallas kernels.
+"""Counts the VLIW bundles that a TPU's compiler emits for Pallas kernels.
 
-The compiler estimates no time for them. What it emits are VLIW bundles,
-one a cycle at best: those of one step of a kernel's grid, times the steps, are
-a lower bound of its time, beside the roofline that its author gave.
+The compiler estimates no time for Pallas kernels. A core runs at most one
+bundle a cycle, so the bundles of a grid step times the number of grid steps are
+a lower bound of a kernel's time, as its roofline is another.
 """
 
 import pathlib
@@ -10,15 +10,18 @@ import re
 
 _LABEL = "final_hlo-static-per-bundle-utilization"
 _FILE = re.compile(rf"\d+-(.+)-\d+-{_LABEL}\.txt")
-# A line a bundle, a column a unit of the chip.
+# One line per bundle, one column per unit of the core.
 _BUNDLE = re.compile(r"[\d ]+\d *")
 
 
 def dump_flags(folder):
-  """Returns the flags of libtpu that make it write what `read` reads.
+  """Returns flags for libtpu to write the files that `read` reads.
 
   Args:
-    folder: str, a path without spaces.
+    folder: str to write to, a path without spaces.
+
+  Returns:
+    str for the environment variable LIBTPU_INIT_ARGS.
   """
   return (
     f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true "
@@ -27,14 +30,14 @@ def dump_flags(folder):
 
 
 def read(folder):
-  """Reads the bundles of everything that was compiled.
+  """Counts the bundles of everything that was compiled.
 
   Args:
     folder: see `dump_flags`.
 
   Returns:
-    dict of an instruction's name in the program to int; of programs compiled
-    one after the other, those of the later one.
+    dict of an HLO instruction's name to its number of bundles. Where several
+    programs were compiled, the last one counts.
   """
   found = {}
   for path in sorted(pathlib.Path(folder).iterdir()):

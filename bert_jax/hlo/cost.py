@@ -1,23 +1,22 @@
-"""Adds up what a TPU's compiler expects of a program: time and traffic.
+"""Estimates the time of a compiled TPU program from its HLO schedule.
 
-The compiler writes `estimated_cycles` into every fusion that its cost model
-covers. Summed over the schedule, loop bodies times their trip count, that is
-the time the cores work. Collectives carry no estimate; `links.py` says what
-they take. One that starts and is done later hides behind the work between; any
-other hides nothing. The compiler runs some beside a fusion's own work: such a
-pair is named `async-collective-start` and `-done` and is a fusion around the
-collective. Or it hands them to a chip's SparseCores: `call-start` and
-`call-done`. An all-reduce of which each device keeps a part is a fusion too,
-and a reduce-scatter: it is named by what it calls, `all-reduce-scatter`.
-
-Pallas kernels carry no estimate either. One whose author gave a cost
-(`pl.CostEstimate`) counts at its roofline: the longer of its FLOPs at the
-peak and its bytes at the memory's bandwidth. Where the instructions of a step
-of its grid were counted (`bundles.py`) and take longer, those count. Both are
-bounds, not estimates. Lookups and scatters of whole rows count by the row.
-Everything else that works and has no estimate is counted by name in
-`uncosted`. Copies between a chip's memories (`copy-start`, `slice-start`) run
-beside the cores and are taken as hidden.
+* Fusions: the compiler writes `estimated_cycles` into every one that its cost
+  model covers. They are summed over the schedule, loop bodies times their trip
+  count.
+* Collectives: `links.py` models their time. An asynchronous collective is
+  exposed only for what it takes beyond the work between its start and its end,
+  a synchronous one always. Three forms are asynchronous: `*-start` and `*-done`
+  instructions; fusions named `async-collective-start` and `-done`; and
+  `call-start` and `call-done`, which run on a chip's SparseCores. A fusion that
+  calls `all-reduce-scatter` is a reduce-scatter.
+* Pallas kernels: the longer of two lower bounds. One is the roofline of the
+  author's `pl.CostEstimate`: FLOPs at the chip's peak or bytes at the memory's
+  bandwidth. The other is VLIW bundles times grid steps (`bundles.py`), where
+  the bundles were counted.
+* Gathers and scatters of embedding rows: bundles per row.
+* Copies between HBM and VMEM (`copy-start`, `slice-start`) overlap with other
+  work and count as hidden.
+* Everything else that takes time is counted by name in `uncosted`.
 """
 
 import collections
@@ -26,7 +25,7 @@ import re
 
 from bert_jax.hlo import links, program
 
-# Free: they name, unpack or wait for what is there.
+# Take no time: they rename, unpack or wait for existing values.
 _FREE_OPCODES = (
   "parameter",
   "constant",
@@ -50,48 +49,57 @@ _FREE_CUSTOM_CALLS = (
   "PrepareAsyncCallStart",
   "PrepareAsyncCallDone",
 )
-# Work whatever the size; of anything else less than one vector register is
-# left to the scalar core.
-_WORKING_OPCODES = ("fusion", "custom-call", "sort", "rng-bit-generator")
+# Take time whatever their size. Other instructions on less than a vector
+# register's bytes run on the scalar core, and count as free.
+_WORKING_OPCODES = (
+  "fusion",
+  "custom-call",
+  "gather",
+  "scatter",
+  "sort",
+  "rng-bit-generator",
+)
+# Both are matrix multiplications: TPU compilers turn dots into convolutions.
+_MATMUL_OPCODES = ("convolution", "dot")
 _REGISTER_BYTES = 4096
 
-# Instruction words of a row of BERT-base's embeddings, 768 entries: what libtpu
-# 0.0.42.1 emits for v5e, 16 sequences of 128.
-_WORDS_A_ROW = {"gather": 15, "scatter": 73}
-_ROW_ENTRIES = 128
+# VLIW bundles per row of BERT-base's word embeddings, 768 entries, as libtpu
+# 0.0.42.1 emits them for v5e and 16 sequences of 128.
+_BUNDLES_A_ROW = {"gather": 15, "scatter": 73}
+# Shorter rows are not priced.
+_MIN_ROW_ENTRIES = 128
 
 _ASYNC_START, _ASYNC_DONE = "async-collective-start", "async-collective-done"
 _FUSED_REDUCE_SCATTER = "all-reduce-scatter"
 
 
 def estimate(text, rates, torus, bundles=None):
-  """Adds up a program's schedule.
+  """Estimates the time of a program.
 
   Args:
     text: str, an optimised and scheduled HLO module.
     rates: `Rates` of the device it was compiled for.
     torus: `links.Torus` of all devices.
-    bundles: dict of kernel name to instruction words of a step of its grid, as
-      `bundles.read` returns it; kernels that are not in it count at their
-      roofline.
+    bundles: dict of kernel name to bundles of a grid step, as `bundles.read`
+      returns it; other kernels count at their roofline.
 
   Returns:
     `ScheduleCost`.
   """
   computations = program.parse(text)
-  # Equal kernels are compiled once, and only the first of them is dumped.
-  words = {
+  # The compiler writes the bundles of equal kernels once, under the first name.
+  bundles_by_body = {
     op.kernel_body: bundles[op.name]
     for ops in computations.values()
     for op in ops
     if op.kernel_body and op.name in (bundles or {})
   }
-  totals = _Totals(rates, torus, words, computations, {})
+  totals = _Totals(rates, torus, bundles_by_body, computations, {})
   return totals.schedule("ENTRY")
 
 
-def _begin_of(op):
-  """Returns the name of what `op` is the end of, or None."""
+def _start_of(op):
+  """Returns the name of the start instruction that `op` completes, or None."""
   if op.name.startswith(_ASYNC_DONE):
     return _ASYNC_START + op.name.removeprefix(_ASYNC_DONE)
   if op.opcode.endswith("-done") and op.operands:
@@ -100,7 +108,7 @@ def _begin_of(op):
 
 
 def _works(op):
-  """Tells whether an instruction without an estimate takes time."""
+  """Tells whether an instruction without an estimate takes noticeable time."""
   if op.opcode == "custom-call":
     return not any(f'"{call}"' in op.rest for call in _FREE_CUSTOM_CALLS)
   if op.opcode in _FREE_OPCODES or op.opcode.endswith("-done"):
@@ -110,20 +118,20 @@ def _works(op):
 
 
 def _model_op(op):
-  """Returns the name of an operation in the model's code, without layer."""
+  """Returns an instruction's path in the model, without the layer's number."""
   name = re.sub(r"layer_\d+", "layer", op.op_name)
   return re.sub(r"^jit\(train_step\)/", "", name) or op.opcode
 
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-  """What a device can do.
+  """Rates of a device.
 
   Attributes:
-    clock_hz: cycles a second that the compiler counts.
+    clock_hz: of the cycles that the compiler estimates.
     peak_flops: bfloat16 FLOP/s.
-    hbm_bytes_per_second: of its memory.
-    num_cores: that share the steps of a kernel's grid.
+    hbm_bytes_per_second: bandwidth of HBM.
+    num_cores: cores that share the steps of a kernel's grid.
   """
 
   clock_hz: float
@@ -134,22 +142,26 @@ class Rates:
 
 @dataclasses.dataclass
 class ScheduleCost:
-  """What a schedule adds up to, on one device.
+  """Estimated time of a schedule on one device.
 
   Attributes:
-    compute_seconds: of all estimates.
-    kernel_seconds: of all kernels with a cost, at the higher of their bounds.
-    roofline_seconds: of the same at their roofline.
-    row_seconds: of lookups and scatters of rows.
-    collective_seconds: of all collectives, hidden or not.
-    exposed_seconds: of collectives, beyond the work they run beside.
-    collective_bytes: by kind.
-    collective_count: by kind.
-    cycles_by_op: estimated cycles by the model's own name of the operation.
-    uncosted: how many instructions that do work have no estimate, by kind.
+    compute_seconds: sum of the compiler's estimates.
+    matmul_seconds: the part of `compute_seconds` spent in fusions that hold a
+      matrix multiplication.
+    kernel_seconds: Pallas kernels, each at the longer of its lower bounds.
+    roofline_seconds: the same kernels at their roofline.
+    row_seconds: gathers and scatters of embedding rows.
+    collective_seconds: all collectives, exposed or not.
+    exposed_seconds: collectives, the part that no other work hides.
+    collective_bytes: bytes by kind of collective.
+    collective_count: number by kind of collective.
+    cycles_by_op: the compiler's cycles by an instruction's path in the model.
+    uncosted: number of instructions that take time without an estimate, by
+      name.
   """
 
   compute_seconds: float = 0.0
+  matmul_seconds: float = 0.0
   kernel_seconds: float = 0.0
   roofline_seconds: float = 0.0
   row_seconds: float = 0.0
@@ -170,7 +182,7 @@ class ScheduleCost:
 
   @property
   def work_seconds(self):
-    """Time of the cores."""
+    """Time in which the cores are busy."""
     return self.compute_seconds + self.kernel_seconds + self.row_seconds
 
   @property
@@ -179,7 +191,7 @@ class ScheduleCost:
     return self.work_seconds + self.exposed_seconds
 
   def add(self, other, times):
-    """Adds another schedule, run `times` times."""
+    """Adds another `ScheduleCost`, `times` times."""
     for field in dataclasses.fields(self):
       mine, theirs = getattr(self, field.name), getattr(other, field.name)
       if isinstance(mine, collections.Counter):
@@ -190,14 +202,14 @@ class ScheduleCost:
 
 @dataclasses.dataclass
 class _Totals:
-  """Adds up computations, each once.
+  """Estimates the computations of a program, each once.
 
   Attributes:
     rates: `Rates`.
     torus: `links.Torus`.
-    bundles: instruction words of a step of the grid, by kernel's code.
+    bundles: dict of a kernel's code to bundles of a grid step.
     computations: see `program.parse`.
-    done: `ScheduleCost` by name of the computation.
+    done: dict of computation name to `ScheduleCost`.
   """
 
   rates: Rates
@@ -212,10 +224,11 @@ class _Totals:
       return self.done[name]
     cost, in_flight = ScheduleCost(), {}
     for op in self.computations[name]:
-      if begin := _begin_of(op):
-        if begun := in_flight.pop(begin, None):
-          hidden = cost.work_seconds - begun[0]
-          cost.exposed_seconds += max(0.0, begun[1] - hidden)
+      if start := _start_of(op):
+        if start in in_flight:
+          work_seconds_before, seconds = in_flight.pop(start)
+          hidden = cost.work_seconds - work_seconds_before
+          cost.exposed_seconds += max(0.0, seconds - hidden)
       elif collective := self._collective(op):
         seconds = self._count_collective(collective, cost)
         if op.opcode.endswith("-start") or _ASYNC_START in op.name:
@@ -228,7 +241,7 @@ class _Totals:
     return cost
 
   def _add_called(self, op, cost):
-    """Adds the computations that an instruction runs, if it does."""
+    """Adds the computations that a loop or call runs; False for others."""
     if op.opcode == "while":
       times = program.trip_count(op, self.computations)
       if times is None:
@@ -244,16 +257,25 @@ class _Totals:
 
   def _add_work(self, op, cost):
     if op.cycles is not None:
-      cost.compute_seconds += op.cycles / self.rates.clock_hz
+      seconds = op.cycles / self.rates.clock_hz
+      cost.compute_seconds += seconds
+      cost.matmul_seconds += seconds if self._multiplies(op) else 0.0
       cost.cycles_by_op[_model_op(op)] += op.cycles
     elif op.kernel_cost:
       roofline = self._roofline(*op.kernel_cost)
       cost.roofline_seconds += roofline
       cost.kernel_seconds += max(roofline, self._bundle_seconds(op))
-    elif num_words := self._words_of_rows(op):
-      cost.row_seconds += num_words / self.rates.clock_hz
+    elif num_bundles := self._row_bundles(op):
+      cost.row_seconds += num_bundles / self.rates.clock_hz
     elif _works(op):
       cost.uncosted[re.sub(r"[.\d]+$", "", op.name)] += 1
+
+  def _multiplies(self, op):
+    """Tells whether an instruction is or holds a matrix multiplication."""
+    if op.opcode in _MATMUL_OPCODES:
+      return True
+    held = self.computations.get(op.called("calls"), ())
+    return any(map(self._multiplies, held))
 
   def _roofline(self, num_flops, num_bytes):
     return max(
@@ -262,22 +284,22 @@ class _Totals:
     )
 
   def _bundle_seconds(self, op):
-    """Returns the time of a kernel's instructions, 0 where none are known."""
-    words = self.bundles.get(op.kernel_body, 0) * (op.kernel_steps or 0)
-    return words / self.rates.num_cores / self.rates.clock_hz
+    """Returns a kernel's time by its bundles, 0 where they were not counted."""
+    bundles = self.bundles.get(op.kernel_body, 0) * (op.kernel_steps or 0)
+    return bundles / self.rates.num_cores / self.rates.clock_hz
 
-  def _words_of_rows(self, op):
-    """Returns the instruction words of a lookup or scatter of long rows."""
+  def _row_bundles(self, op):
+    """Returns the bundles of a gather or scatter of long rows, otherwise 0."""
     held = self.computations.get(op.called("calls"), ())
     for inner in held if op.cycles is None else ():
-      if inner.opcode in _WORDS_A_ROW:
+      if inner.opcode in _BUNDLES_A_ROW:
         num_rows, num_entries = program.count_rows(inner, held)
-        if num_entries >= _ROW_ENTRIES:
-          return num_rows * _WORDS_A_ROW[inner.opcode]
+        if num_entries >= _MIN_ROW_ENTRIES:
+          return num_rows * _BUNDLES_A_ROW[inner.opcode]
     return 0
 
   def _collective(self, op):
-    """Returns the collective that `op` is or, begun in another way, holds."""
+    """Returns the collective that `op` is or starts, or None."""
     if op.collective:
       return op
     if op.name.startswith(_ASYNC_START) or op.opcode == "async-start":
@@ -299,7 +321,7 @@ class _Totals:
     kind = op.collective
     num_bytes = program.shape_bytes(op.shape)
     if op.opcode.endswith("-start") and kind != "all-reduce":
-      # Its type holds the operands beside the result.
+      # The type of a start lists operands and result.
       num_bytes = max(
         map(program.shape_bytes, program.tuple_elements(op.shape))
       )

@@ -1,6 +1,6 @@
-"""How long a collective keeps the links of a torus of chips busy.
+"""Models the time of a collective on a torus of chips (ICI).
 
-Bytes are those of the larger side, n the devices of a group:
+With `bytes` of the larger of operand and result, and n devices in a group:
 
   all-reduce           2 (n-1)/n bytes    over the group's links
   all-gather,
@@ -10,20 +10,20 @@ Bytes are those of the larger side, n the devices of a group:
                                           the middle, whichever takes longer
   collective-permute             bytes    over one link
 
-A group's links are those of the dimensions that it spans: two of a chip in a
-ring, one where it ends in a line or joins two neighbours. Groups that lie
-between each other's chips in a dimension share its links.
+A group uses the links of the dimensions that it spans: two a chip in a ring;
+one at the end of a line, or between two neighbours. Groups whose chips
+interleave in a dimension share its links.
 """
 
 import dataclasses
 
 
 def collective_seconds(kind, num_bytes, group, torus):
-  """Returns the time that the links take.
+  """Returns the time that a collective takes.
 
   Args:
     kind: one of `program.COLLECTIVES`.
-    num_bytes: of the larger side.
+    num_bytes: of the larger of operand and result.
     group: tuple of int, the devices that take part.
     torus: `Torus`.
 
@@ -35,7 +35,7 @@ def collective_seconds(kind, num_bytes, group, torus):
   n, spans = len(group), _spans(group, torus)
   links = {i: _links_of(positions, i, torus) for i, positions in spans.items()}
   trips = 2 if kind == "all-reduce" else 1
-  # Devices of one chip speak at no less than the speed of a link.
+  # A group within one chip is counted at the speed of one link.
   seconds = trips * (n - 1) / n * num_bytes / (sum(links.values()) or 1)
   if kind == "all-to-all" and spans:
     longest = max(spans, key=lambda i: len(spans[i]))
@@ -45,14 +45,14 @@ def collective_seconds(kind, num_bytes, group, torus):
 
 
 def _spans(group, torus):
-  """Returns the positions of a group in each dimension that has several."""
+  """Returns a group's positions in each dimension where it has several."""
   places = zip(*[torus.coords[device] for device in group], strict=True)
   positions = {i: sorted(set(column)) for i, column in enumerate(places)}
   return {i: found for i, found in positions.items() if len(found) > 1}
 
 
 def _links_of(positions, i, torus):
-  """Returns the links of a chip in dimension `i`, less what others use."""
+  """Returns a chip's links in dimension `i`, shared by interleaved groups."""
   is_ring = torus.rings[i] and len(positions) > 2
   between = (positions[-1] - positions[0]) / (len(positions) - 1)
   return (2 if is_ring else 1) / between
@@ -63,10 +63,9 @@ class Torus:
   """The chips of a slice and their links.
 
   Attributes:
-    coords: a tuple of int for each device of the program, in its order.
-    rings: for each dimension, whether its ends are joined; in the best case,
-      that of chips in the middle, it is true of all.
-    link_bytes_per_second: of one link, one way; a device's share of it.
+    coords: position in the torus (tuple of int) of each device of the program.
+    rings: for each dimension, whether it is a ring (wraps around).
+    link_bytes_per_second: a device's share of one link, one way.
   """
 
   coords: tuple

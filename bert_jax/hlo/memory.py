@@ -1,36 +1,36 @@
-"""Finds in a compiled program what a step makes on its way, and what it keeps.
+"""Splits the memory of a compiled step into activations and temporaries.
 
-The compiler tells one number for everything that a step makes. Its schedule
-tells more: what an operation of the forward pass wrote and one of the backward
-pass reads is an activation. They are added up where most of them lie in memory
-together; the rest of the compiler's number are temporaries, of one operation or
-another. Sizes are those of the types, without the padding of tiles, so
-activations may be somewhat more than they are called here.
+The compiler reports one number for everything that a step allocates. Its HLO
+schedule says more: a value that an operation of the forward pass wrote and one
+of the backward pass reads is an activation. This module adds up activations at
+the point of the schedule where they take the most; the rest of the compiler's
+number are temporaries. Sizes are those of the types, without the padding of
+tiles.
 """
 
 import collections
 
 from bert_jax.hlo import program
 
-# Hand on operands under another name.
+# Their result is one of their operands under another name.
 _ALIASES = ("bitcast", "get-tuple-element", "tuple", "opt-barrier")
-# The same value, or a piece of it, in another place.
+# Their result is a copy of an operand, or of a piece of it.
 _COPIES = ("copy", "copy-start", "slice-start")
 
 
-def count_made_bytes(compiled, platform):
-  """Counts the bytes that a step makes on its way, where they are the most.
+def count_step_bytes(compiled, platform):
+  """Counts the peak bytes that a step allocates beside its arguments.
 
-  A TPU's compiler says so at `peak_memory_in_bytes`; for a step that it lets
-  pass at 15.75 GiB, `temp_size_in_bytes` is 16.57. Others leave what is
-  temporary out of their peak.
+  From `peak_memory_in_bytes` on TPUs, where `temp_size_in_bytes` was 16.57 GiB
+  for a step that the compiler accepted for 15.75 GiB. On other platforms from
+  `temp_size_in_bytes`, since their peak leaves temporaries out.
 
   Args:
     compiled: `jax.stages.Compiled`.
     platform: of its devices, such as "tpu".
 
   Returns:
-    int, bytes a device beside the arguments.
+    int, bytes a device.
   """
   analysis = compiled.memory_analysis()
   if platform == "tpu":
@@ -39,13 +39,13 @@ def count_made_bytes(compiled, platform):
 
 
 def count_activations(text):
-  """Counts the bytes that wait in memory for the backward pass.
+  """Counts the peak bytes that the forward pass stores for the backward pass.
 
   Args:
     text: str, an optimised and scheduled HLO module.
 
   Returns:
-    int, bytes a device; with micro-batches, those of one.
+    int, bytes a device; with gradient accumulation, of one micro-batch.
   """
   computations = program.parse(text)
   scheduled = {"ENTRY"} | {
@@ -54,11 +54,11 @@ def count_activations(text):
     for op in ops
     if op.opcode == "while"
   }
-  return max(int(_most_waiting(computations[name])) for name in scheduled)
+  return max(int(_peak_activations(computations[name])) for name in scheduled)
 
 
-def _most_waiting(ops):
-  """Returns the bytes of activations where most wait together."""
+def _peak_activations(ops):
+  """Returns the most bytes of activations that are alive at one point."""
   values, held_by = {}, {}
   for i, op in enumerate(ops):
     operands = [v for o in op.operands for v in held_by.get(o, ())]
@@ -77,11 +77,11 @@ def _most_waiting(ops):
     if value.forward and value.for_backward:
       changes[value.begin] += value.num_bytes
       changes[value.end] -= value.num_bytes
-  most = waiting = 0
+  peak = alive = 0
   for i in sorted(changes):
-    waiting += changes[i]
-    most = max(most, waiting)
-  return most
+    alive += changes[i]
+    peak = max(peak, alive)
+  return peak
 
 
 def _is_alias(op):
@@ -95,14 +95,14 @@ def _is_alias(op):
 def _main_memory_bytes(op):
   shape = op.shape
   if op.opcode.endswith("-start"):
-    # Operand and result; a copy names its result first.
+    # The type lists operand and result; that of a copy lists the result first.
     elements = program.tuple_elements(shape)
     shape = elements[0 if op.opcode == "copy-start" else 1]
   return program.shape_bytes(shape, memory_space=0)
 
 
 class _Value:
-  """What an instruction wrote: where in the schedule, and for whom."""
+  """A value of the schedule, and whether the backward pass reads it."""
 
   def __init__(self, begin, num_bytes, forward, origins):
     self.begin = self.end = begin
@@ -112,13 +112,13 @@ class _Value:
     self.for_backward = False
 
   def read(self, i, backward, values):
-    """Notes a reader; that of a copy has an interest in its origins too."""
+    """Records a reader at place `i` of the schedule."""
     self.end = i
     if backward:
       self.mark_for_backward(values)
 
   def mark_for_backward(self, values):
-    """Notes that the backward pass reads this, or a copy of it."""
+    """Records that the backward pass reads this value, or a copy of it."""
     if not self.for_backward:
       self.for_backward = True
       for origin in self.origins:

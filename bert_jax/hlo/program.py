@@ -1,9 +1,8 @@
-"""Reads the text of a compiled program: scheduled HLO.
+"""Parses the text of scheduled HLO.
 
-What the instructions say of themselves, no judgement; `cost.py` and
-`memory.py` add it up. Text, since the classes that read an HloModuleProto come
-only with TensorFlow, whose import takes seconds and whose XLA is another than
-libtpu's.
+`cost.py` and `memory.py` interpret what is parsed here. Text and not
+HloModuleProto, since the classes that read that come only with TensorFlow,
+whose import takes seconds and whose XLA is not libtpu's version.
 """
 
 import dataclasses
@@ -20,14 +19,14 @@ COLLECTIVES = (
   "collective-permute",
 )
 
-# Written where the compiler's cost model has nothing to say.
+# The compiler writes this where its cost model has no estimate.
 _NO_ESTIMATE = 2**63 - 1
 _BYTES_OF = {"pred": 1, "token": 0, "c64": 8, "c128": 16}
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*)")
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _ARRAY = re.compile(r"\b([a-z]+[0-9]*\w*)\[([0-9,]*)\](\{[^}]*\})?")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
-# The metadata of a Pallas kernel is written over several lines.
+# The metadata of a Pallas kernel spans several lines.
 _BROKEN_LINE = re.compile(r'\n(?="|\}\},)')
 _BODY = re.compile(r'"custom_call_config":\{"body":"([^"]*)"')
 _STEPS = re.compile(r'kernel_metadata=\{"grid_steps":"(\d+)"')
@@ -65,8 +64,7 @@ def shape_bytes(shape, memory_space=None):
 
   Args:
     shape: str.
-    memory_space: counts only what lies there, 0 for the chip's main memory;
-      by default everything.
+    memory_space: counts only arrays in this memory, 0 for HBM; by default all.
 
   Returns:
     int or float, bytes without padding.
@@ -81,13 +79,13 @@ def shape_bytes(shape, memory_space=None):
 
 
 def first_group(attributes):
-  """Reads which devices the first group of a collective joins.
+  """Reads the devices of the first replica group of a collective.
 
   Args:
-    attributes: str, what follows the operands.
+    attributes: str, the instruction's text behind the operands.
 
   Returns:
-    tuple of int, or None where it says nothing.
+    tuple of int, or None where no group is given.
   """
   listed = re.search(r"replica_groups=\{\{([\d,]+)\}", attributes)
   if listed:
@@ -116,7 +114,7 @@ def _iota(shape):
 
 
 def tuple_elements(shape):
-  """Splits the type of a tuple at its own commas."""
+  """Splits the type of a tuple into the types of its elements."""
   if not shape.startswith("("):
     return [shape]
   parts, depth, start = [], 0, 1
@@ -129,14 +127,14 @@ def tuple_elements(shape):
 
 
 def count_rows(op, computation):
-  """Counts what a gather looks up, or a scatter adds.
+  """Counts the rows that a gather looks up, or that a scatter adds.
 
   Args:
     op: `Instruction`, a "gather" or "scatter".
-    computation: list of `Instruction`, where `op` stands.
+    computation: list of `Instruction` that `op` is one of.
 
   Returns:
-    (number of rows, entries of each).
+    (number of rows, entries of each row).
   """
   if op.opcode == "gather":
     sizes = re.search(r"slice_sizes=\{([\d,]*)\}", op.rest).group(1)
@@ -163,7 +161,7 @@ def trip_count(op, computations):
     computations: see `parse`.
 
   Returns:
-    int, or None where neither is said.
+    int, or None where neither is given.
   """
   known = re.search(r'"known_trip_count":\{"n":"(\d+)"', op.rest)
   if known:
@@ -212,13 +210,13 @@ def _dtype_bytes(dtype):
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-  """One line of a schedule.
+  """One instruction of scheduled HLO.
 
   Attributes:
     name: without the %.
     opcode: such as "fusion" or "all-gather-start".
-    shape: its type, as written.
-    rest: operands and attributes, as written.
+    shape: text of its type.
+    rest: text of operands and attributes.
     cycles: the compiler's estimate, or None.
   """
 
@@ -235,7 +233,7 @@ class Instruction:
 
   @property
   def operands(self):
-    """Names of its operands."""
+    """List of its operands' names."""
     depth = 1
     for i, char in enumerate(self.rest):
       depth += (char == "(") - (char == ")")
@@ -251,24 +249,24 @@ class Instruction:
 
   @property
   def collective(self):
-    """The kind of collective that it is, or None."""
+    """Kind of collective, one of `COLLECTIVES`, or None."""
     kind = self.opcode.removesuffix("-start")
     return kind if kind in COLLECTIVES else None
 
   @property
   def kernel_body(self):
-    """A Pallas kernel's code, the same in equal kernels, or None."""
+    """Code of a Pallas kernel, the same for equal kernels, or None."""
     match = self.opcode == "custom-call" and _BODY.search(self.rest)
     return match.group(1) if match else None
 
   @property
   def kernel_steps(self):
-    """Steps of a Pallas kernel's grid, if its author said so, or None."""
+    """Grid steps of a Pallas kernel, if its metadata has them, or None."""
     match = _STEPS.search(self.rest)
     return int(match.group(1)) if match else None
 
   @property
   def kernel_cost(self):
-    """(FLOPs, bytes) that the author of a Pallas kernel gave it, or None."""
+    """(FLOPs, bytes) of a Pallas kernel's `pl.CostEstimate`, or None."""
     match = self.opcode == "custom-call" and _KERNEL.search(self.rest)
     return tuple(map(int, match.groups())) if match else None

@@ -21,11 +21,10 @@ _PHI_COEFFICIENTS = (
 def gelu(x):
   """Computes x * Phi(x), Phi being the normal distribution function.
 
-  Float32 goes through erf. In bfloat16 a tanh of a polynomial takes erf's
-  place, whose error of 3e-6 is far below bfloat16's own: one unit of a TPU
-  computes tanh, while erf is some thirty operations of another. Two layers of
-  BERT-base went from 4.34 to 4.12 ms by it (the compiler's estimate, 256 x 128
-  on 16 chips of v5e).
+  Uses erf in float32. In bfloat16, 0.5 (1 + tanh of a polynomial) replaces Phi,
+  with an error of 3e-6, far below bfloat16's own: TPUs have a unit for tanh,
+  while erf takes some thirty vector operations. Gain: 4.34 to 4.12 ms for two
+  layers of BERT-base (the compiler's estimate, 256 x 128 on 16 chips of v5e).
 
   Args:
     x: float, any shape.

@@ -1,8 +1,9 @@
-"""How the TPU's attention kernel cuts its work.
+"""Block sizes of the TPU's attention kernel.
 
-A grid of (row, block of heads, chunk of queries) cuts it for the vector memory;
-lane groups and columns cut a block for the vector registers. Letters as in
-`attention_tpu.py`.
+The Pallas grid has a step for each (sequence, group of heads, chunk of
+queries), so that a step's operands fit VMEM. Within a step, `LaneGroup`s of
+heads and columns of queries are worked on in turn, so that intermediate values
+fit the vector registers. Letters as in `attention_tpu.py`.
 """
 
 import dataclasses
@@ -14,15 +15,23 @@ from jax.experimental.pallas import tpu as pltpu
 
 from bert_jax.sharding.packing import LANES, unit_size
 
-# Scores of all heads of a block, at most: fewer blocks cost fewer starts, and
-# more scores in a block more compilation and vector memory.
+# Most scores of a grid step. Fewer, larger steps have less overhead; larger
+# steps need more VMEM and take the compiler longer.
 _MAX_BLOCK_SCORES = 2**19
-# Queries that the backward pass works on at once: more spill more registers.
+# Queries that the backward pass works on at once; more would spill registers.
 _COLUMN = 256
 
 
 def cut(shape, num_heads):
-  """Chooses blocks of heads and queries for an array `shape` [B, L, 3 D]."""
+  """Chooses the heads and queries of a grid step.
+
+  Args:
+    shape: [B, L, 3 D] of the packed array, on one device.
+    num_heads: N on one device.
+
+  Returns:
+    `Blocks`.
+  """
   rows, length, width = shape
   head_size = width // (3 * num_heads)
   groups = [
@@ -42,13 +51,13 @@ def cut(shape, num_heads):
 
 
 def cut_columns(num_queries):
-  """Cuts a block's queries for the vector registers: list of slices."""
+  """Returns slices of the queries of a grid step to work on in turn."""
   size = num_queries if num_queries % _COLUMN else _COLUMN
   return [slice(i, i + size) for i in range(0, num_queries, size)]
 
 
 def lane_groups(blocks):
-  """Yields a `LaneGroup` for every 128 lanes or so of a block."""
+  """Yields the `LaneGroup`s of a grid step, of about 128 lanes each."""
   head_size, unit = blocks.head_size, blocks.unit
   size = max(1, LANES // head_size) * head_size
   for first in range(0, blocks.group * head_size, unit):
@@ -71,13 +80,16 @@ def lane_groups(blocks):
 
 
 def stack(x, group):
-  """Makes [J * M, lanes] of float [M, lanes]: a copy a head, the rest zero."""
+  """Stacks one copy of float [M, lanes] per head: [J * M, lanes].
+
+  Lanes of other heads are zero in a head's copy.
+  """
   zeros = jnp.zeros_like(x)
   return jnp.concatenate([jnp.where(own, x, zeros) for own in group.owned])
 
 
 def unstack(x, group):
-  """Takes from float [J * M, lanes] each head's own lanes: [M, lanes]."""
+  """Undoes `stack`: takes each head's own lanes of its copy: [M, lanes]."""
   first, *others = jnp.split(x, len(group.owned))
   for own, other in zip(group.owned[1:], others, strict=True):
     first = jnp.where(own, other, first)
@@ -94,7 +106,7 @@ class LaneGroup:
     value: slice of the same.
     result: slice of the lanes of a block of attention's result.
     heads: slice of the block's heads.
-    owned: list of J bool [M, lanes], which lanes are a head's own.
+    owned: list of J bool [M, lanes], True on the lanes of the j-th head.
   """
 
   query: slice
@@ -107,15 +119,15 @@ class LaneGroup:
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-  """How the work is cut into steps of a grid (row, group of heads, chunk).
+  """Sizes of an attention kernel's grid of (sequence, heads, queries).
 
   Attributes:
-    rows: B.
-    length: L of the whole sequence, which is also M.
+    rows: B, sequences.
+    length: positions of a sequence; all of them are keys of every grid step.
     num_heads: N.
     head_size: H.
-    group: heads of a block.
-    chunk: queries of a block.
+    group: heads of a grid step.
+    chunk: queries of a grid step.
   """
 
   rows: int
@@ -127,7 +139,7 @@ class Blocks:
 
   @property
   def grid(self):
-    """Steps a dimension."""
+    """Steps of each dimension of the grid."""
     return (
       self.rows,
       self.num_heads // self.group,
@@ -136,12 +148,12 @@ class Blocks:
 
   @property
   def num_scores(self):
-    """Scores of all rows and heads."""
+    """Scores of all sequences and heads."""
     return self.rows * self.num_heads * self.length**2
 
   @property
   def shared(self):
-    """Specs of words, head numbers and mask."""
+    """`BlockSpec`s of dropout seeds, head numbers and attention mask."""
     scalars = pl.BlockSpec(memory_space=pltpu.SMEM)
     mask = pl.BlockSpec((1, 1, self.length), lambda b, g, c: (b, 0, 0))
     return scalars, scalars, mask
@@ -152,7 +164,7 @@ class Blocks:
     return unit_size(self.num_heads * self.head_size, self.head_size, 1)
 
   def rows_of(self, column):
-    """Index in all positions of a column of the block's queries."""
+    """Returns the positions in the sequence of a column of queries."""
     if self.chunk == self.length:
       return column
     first = pl.multiple_of(pl.program_id(2) * self.chunk, self.chunk)
@@ -160,36 +172,36 @@ class Blocks:
 
   @property
   def packed(self):
-    """Spec of an array [B, L, 3 D] of which a block holds all positions."""
+    """`BlockSpec` of an array [B, L, 3 D], all positions in a grid step."""
     shape = 1, self.length, 3 * self.group * self.head_size
     return pl.BlockSpec(shape, lambda b, g, c: (b, 0, g))
 
   @property
   def result(self):
-    """Spec of an array [B, L, D] of which a block holds one chunk."""
+    """`BlockSpec` of an array [B, L, D], one chunk of queries a grid step."""
     shape = 1, self.chunk, self.group * self.head_size
     return pl.BlockSpec(shape, lambda b, g, c: (b, c, g))
 
   def result_shape(self, dtype):
-    """Shape of the same."""
+    """Shape and dtype of attention's result [B, L, D]."""
     shape = self.rows, self.length, self.num_heads * self.head_size
     return jax.ShapeDtypeStruct(shape, dtype)
 
   @property
   def denominators(self):
-    """Spec of the logarithms of the softmax denominators."""
+    """`BlockSpec` of the base-2 logarithms of the softmax denominators."""
     shape = 1, 1, self.group, self.chunk
     return pl.BlockSpec(shape, lambda b, g, c: (b, g, 0, c))
 
   @property
   def denominators_shape(self):
-    """Shape of the same, in units of log 2."""
+    """Shape and dtype of these logarithms."""
     shape = self.rows, self.num_heads // self.group, self.group, self.length
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
   @property
   def totals(self):
-    """Scratch for the gradients of keys and values, if chunks are added up."""
+    """VMEM to sum key and value gradients over chunks; [] for one chunk."""
     if self.chunk == self.length:
       return []
     shape = self.length, 3 * self.group * self.head_size

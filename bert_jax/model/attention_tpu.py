@@ -1,22 +1,21 @@
-"""Attention with dropout as one TPU kernel a direction, written in Pallas.
+"""Attention with dropout as two Pallas kernels, forward and backward.
 
 The forward pass reads query, key and value and writes the result and the
 logarithm of each query's softmax denominator. The backward pass reads them
-again with the result's gradient and recomputes the probabilities. Neither
-scores nor probabilities nor dropout masks are ever in HBM.
+again with the result's gradient and recomputes the probabilities. Scores,
+probabilities and dropout masks stay in VMEM.
 
 Scores are laid out as [M, L]: keys along sublanes, queries along lanes.
-Softmax then adds up whole vector registers, where a sum along lanes would
-queue at the cross-lane units, and a query's denominator is one row.
-Heads of 64 share the 128 lanes of a register: they are told apart by zeroing
-one operand of a product, which takes as long as a product of 64 lanes, and no
-lane is ever moved. By the schedule that the compiler emits (its bundles times
-the steps of the grid, over the clock) a layer of BERT-base takes 50 us a chip
-at 256 x 128 on 16 chips of v5e, and took 112 with queries along sublanes; 588
-us and 852 at 256 x 512.
+Softmax then adds up whole vector registers; a sum along lanes would wait for
+the few cross-lane units. Two heads of 64 share the 128 lanes of a register:
+one operand of a matrix multiplication is zeroed on the other head's lanes,
+which takes no longer than a multiplication of 64 lanes and moves no lane. A
+layer of BERT-base takes 50 us a chip at 256 x 128 on 16 chips of v5e, and took
+112 with queries along sublanes; 588 and 852 us at 256 x 512 (VLIW bundles that
+the compiler emits, times the steps of the grid, divided by the clock).
 
-Inside a kernel: L query positions of a block or column, M key positions, H head
-size, J heads that share lanes.
+Inside a kernel: L queries of a grid step or column, M keys, H head size, J
+heads that share lanes.
 """
 
 import functools
@@ -38,47 +37,47 @@ _LOG2_E = float(np.log2(np.e))
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def fused_attention(
-  packed, attention_mask, words, head_numbers, rate, interpret=False
+  packed, attention_mask, seeds, head_numbers, rate, interpret=False
 ):
   """Computes dot-product attention on one device.
 
   Args:
-    packed: float [B, L, 3 D]; query, key and value of the rows and heads of
-      this device, see `packing.interleave`.
-    attention_mask: bool [B, L]; False marks padding, which nobody reads.
-    words: int32 [2, B], see `dropout.draw_words`; unused at rate 0.
+    packed: float [B, L, 3 D]; query, key and value of the sequences and heads
+      of this device, see `packing.interleave`.
+    attention_mask: bool [B, L]; False marks padding, which no query attends to.
+    seeds: int32 [2, B], see `dropout.draw_seeds`; unused at rate 0.
     head_numbers: int32 [N], the numbers of these heads in the whole model,
       ascending without a gap; the first is a multiple of N.
     rate: dropout of the probabilities; 0 for none.
-    interpret: if True, the kernel runs as plain operations on any device.
+    interpret: if True, Pallas emulates the kernel, on any device.
 
   Returns:
     float [B, L, D], same dtype as `packed`.
   """
-  args = packed, attention_mask, words, head_numbers
+  args = packed, attention_mask, seeds, head_numbers
   return _forward(*args, rate, interpret)[0]
 
 
-def _forward(packed, attention_mask, words, head_numbers, rate, interpret):
+def _forward(packed, attention_mask, seeds, head_numbers, rate, interpret):
   blocks = attention_blocks.cut(packed.shape, len(head_numbers))
   out, denominators = _call(
     _forward_kernel,
     blocks,
     rate,
     interpret,
-    inputs=(words, head_numbers, _mask_rows(attention_mask), packed),
+    inputs=(seeds, head_numbers, _mask_rows(attention_mask), packed),
     in_specs=[*blocks.shared, blocks.packed],
     out_shape=[blocks.result_shape(packed.dtype), blocks.denominators_shape],
     out_specs=[blocks.result, blocks.denominators],
-    products=2,
+    num_matmuls=2,
   )
-  return out, (packed, attention_mask, words, head_numbers, denominators)
+  return out, (packed, attention_mask, seeds, head_numbers, denominators)
 
 
 def _backward(rate, interpret, residuals, grad):
-  packed, attention_mask, words, head_numbers, denominators = residuals
+  packed, attention_mask, seeds, head_numbers, denominators = residuals
   blocks = attention_blocks.cut(packed.shape, len(head_numbers))
-  shared = words, head_numbers, _mask_rows(attention_mask)
+  shared = seeds, head_numbers, _mask_rows(attention_mask)
   (packed_grad,) = _call(
     _backward_kernel,
     blocks,
@@ -94,7 +93,7 @@ def _backward(rate, interpret, residuals, grad):
     out_shape=[packed],
     out_specs=[blocks.packed],
     scratch_shapes=blocks.totals,
-    products=5,
+    num_matmuls=5,
   )
   return packed_grad, None, None, None
 
@@ -112,10 +111,10 @@ def _call(
   in_specs,
   out_shape,
   out_specs,
-  products,
+  num_matmuls,
   scratch_shapes=(),
 ):
-  """Runs a kernel on every block of the grid.
+  """Runs a kernel on every step of the grid.
 
   Args:
     kernel: function of references to the inputs' blocks, then the outputs',
@@ -127,8 +126,8 @@ def _call(
     in_specs: a `BlockSpec` an input.
     out_shape: arrays or shapes that the outputs are like.
     out_specs: a `BlockSpec` an output.
-    products: how many matrix products it computes for each head.
-    scratch_shapes: what it keeps from one chunk of queries to the next.
+    num_matmuls: matrix multiplications per head, for the cost estimate.
+    scratch_shapes: VMEM that persists from one chunk of queries to the next.
 
   Returns:
     list of arrays.
@@ -145,7 +144,7 @@ def _call(
       dimension_semantics=("parallel", "parallel", "arbitrary")
     ),
     cost_estimate=pl.CostEstimate(
-      flops=2 * products * blocks.num_scores * lanes,
+      flops=2 * num_matmuls * blocks.num_scores * lanes,
       transcendentals=blocks.num_scores,
       bytes_accessed=sum(x.size * x.dtype.itemsize for x in inputs[3:])
       + sum(x.size * x.dtype.itemsize for x in out_shape),
@@ -157,11 +156,11 @@ def _call(
 
 
 def _forward_kernel(
-  words, head_numbers, mask, packed, out, denominators, *, blocks, rate
+  seeds, head_numbers, mask, packed, out, denominators, *, blocks, rate
 ):
   column = slice(0, blocks.chunk)
   visible = _column(mask[0], blocks.chunk)
-  drop = _make_drop(words, head_numbers, blocks, column, rate)
+  drop = _make_drop(seeds, head_numbers, blocks, column, rate)
   for group in attention_blocks.lane_groups(blocks):
     q = packed[0, blocks.rows_of(column), group.query]
     values = packed[0, :, group.value].T
@@ -181,7 +180,7 @@ def _forward_kernel(
 
 
 def _backward_kernel(
-  words,
+  seeds,
   head_numbers,
   mask,
   packed,
@@ -196,7 +195,7 @@ def _backward_kernel(
   columns = attention_blocks.cut_columns(blocks.chunk)
   visible = _column(mask[0], columns[0].stop)
   drops = [
-    _make_drop(words, head_numbers, blocks, column, rate) for column in columns
+    _make_drop(seeds, head_numbers, blocks, column, rate) for column in columns
   ]
   for group in attention_blocks.lane_groups(blocks):
     k = packed[0, :, group.key]
@@ -238,14 +237,14 @@ def _scores(keys, query, visible, head_size):
   return jnp.where(visible, scores.reshape(-1, *visible.shape), _LOWEST)
 
 
-def _make_drop(words, head_numbers, blocks, column, rate):
-  """Builds the dropout of a column of a block's queries.
+def _make_drop(seeds, head_numbers, blocks, column, rate):
+  """Builds the dropout of a column of queries of a grid step.
 
   Args:
-    words: reference, see `fused_attention`, as is the next.
+    seeds: reference, see `fused_attention`, as is the next.
     head_numbers: reference.
     blocks: `attention_blocks.Blocks`.
-    column: slice of the block's queries.
+    column: slice of the grid step's queries.
     rate: see `fused_attention`.
 
   Returns:
@@ -262,14 +261,15 @@ def _make_drop(words, head_numbers, blocks, column, rate):
   )
   queries = iota(1) + (pl.program_id(2) * blocks.chunk + column.start)
   place = dropout.attention_place(queries, iota(0), blocks.length)
-  hashed = dropout.hash_first(place, words[0, row])
+  hashed = dropout.hash_first(place, seeds[0, row])
 
   def draw_bits(head):
-    word = dropout.word_of_head(words[1, row], head)
-    return dropout.hash_second(hashed, word)
+    seed = dropout.seed_of_head(seeds[1, row], head)
+    return dropout.hash_second(hashed, seed)
 
   def drop(group, *arrays):
-    # Then heads 2i and 2i + 1 of the model, which share bits, are j and j + 1.
+    # If so, heads 2i and 2i + 1 of the model, which share 32 random bits, are
+    # neighbours j and j + 1 of the group, and the bits are drawn once.
     in_pairs = blocks.group % 2 == 0 and len(group.owned) % 2 == 0
     kept = []
     for j, xs in enumerate(zip(*arrays, strict=True)):
@@ -285,20 +285,24 @@ def _make_drop(words, head_numbers, blocks, column, rate):
 
 
 def _unstacked_dot(x, y, group):
-  """Multiplies float [J, M, L] by [L, lanes]: float32 [M, lanes]."""
+  """Multiplies float [J, M, L] by [L, lanes], each head on its own lanes.
+
+  Returns:
+    float32 [M, lanes].
+  """
   product = _dot(x.reshape(-1, x.shape[-1]), y, 1, 0)
   return unstack(product, group)
 
 
 def _write_sum(out, lanes, part, totals):
-  """Writes what all chunks of queries so far add up to.
+  """Writes a gradient that is summed over the chunks of queries so far.
 
   Args:
-    out: reference [1, M, 3 D of the block].
-    lanes: slice of 3 D.
-    part: float32 [M, lanes], of this chunk.
-    totals: float32 reference [M, 3 D of the block] in a tuple, or () where
-      there is one chunk.
+    out: reference [1, M, 3 D of the grid step].
+    lanes: slice of its last dimension.
+    part: float32 [M, lanes], this chunk's part of the sum.
+    totals: (float32 reference [M, 3 D of the grid step],), or () where there
+      is one chunk.
   """
   for total in totals:
     before = jnp.where(pl.program_id(2) == 0, 0.0, total[:, lanes])
@@ -308,7 +312,7 @@ def _write_sum(out, lanes, part, totals):
 
 
 def _dot(a, b, a_axis, b_axis):
-  """Contracts an axis of each matrix in the narrower dtype, in float32."""
+  """Multiplies matrices in the narrower dtype of the two; float32 result."""
   dtype = min(a.dtype, b.dtype, key=lambda dtype: dtype.itemsize)
   dimensions = (((a_axis,), (b_axis,)), ((), ()))
   return jax.lax.dot_general(

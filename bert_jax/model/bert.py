@@ -1,11 +1,11 @@
 """BERT (Devlin et al. 2018, section 3) as thin linen modules.
 
-`bert_config.py` says which BERT, `encoder.py` holds the blocks; here are the
-embeddings before them and the heads behind them.
+`encoder.py` has the transformer blocks; here are the embeddings before them and
+the pretraining heads after them. `bert_config.py` has the sizes.
 
-Parameters are plain nested dicts of float32 arrays whose names follow Hugging
-Face's, so that `hf.py` is a table. Every module's `config` is the
-architecture. Shapes, in docstrings and einsums:
+Parameters are nested dicts of float32 arrays under Hugging Face's names, so
+that `weights/hf.py` is a table. Every module's `config` is the architecture.
+Shapes, in docstrings and einsums:
 
   B batch      L length            K predictions a sequence
   D hidden     N attention heads   H head size (D = N * H)
@@ -21,7 +21,7 @@ from flax import linen as nn
 
 from bert_jax.model.activations import ACTIVATIONS
 from bert_jax.model.bert_config import BertConfig
-from bert_jax.model.dropout import draw_words, dropout
+from bert_jax.model.dropout import draw_seeds, dropout
 from bert_jax.model.encoder import (
   DROPOUTS_A_LAYER,
   BertEncoder,
@@ -31,8 +31,8 @@ from bert_jax.model.encoder import (
 from bert_jax.model.matmul import add_bias, einsum
 from bert_jax.sharding.devices import copy_to_devices
 
-# Logit of the padding entries of the vocabulary: finite, so that no loss is
-# ever inf - inf, and far below every real logit.
+# Logit of the vocabulary's padding: far below every real one, and finite, since
+# inf - inf would be NaN.
 NEVER = -1e9
 
 
@@ -85,15 +85,15 @@ def count_params(params, config):
 
 
 def segment_inputs(a_length, length, max_length):
-  """Makes what the model needs besides the ids, from lengths alone.
+  """Computes segment ids and attention mask from the lengths of texts.
 
-  A row reads `[CLS] A [SEP] B [SEP]` and then padding; without a B it ends
-  after the first [SEP].
+  A sequence is `[CLS] A [SEP] B [SEP]` and padding, or `[CLS] A [SEP]` and
+  padding.
 
   Args:
     a_length: int32 [B], tokens of A.
-    length: int32 [B], tokens of the whole row, [CLS] and [SEP] included.
-    max_length: L, the row's slots.
+    length: int32 [B], tokens of the sequence, [CLS] and [SEP] included.
+    max_length: L, with padding.
 
   Returns:
     token_type_ids: int32 [B, L], 1 on `B [SEP]` and 0 elsewhere.
@@ -107,10 +107,10 @@ def segment_inputs(a_length, length, max_length):
 
 @jax.custom_vjp
 def look_up(tables, ids):
-  """Takes rows of an embedding table.
+  """Looks up rows of an embedding table.
 
-  As `table[ids]` and its gradient in float32, also where the table is rounded:
-  the gradients of a frequent token add up before they are rounded.
+  Same as `table[ids]`, but the gradient is summed in float32 even if the table
+  is bfloat16, so that a frequent token's gradient is rounded once.
 
   Args:
     tables: float [G, V, D], see `devices.copy_to_devices`.
@@ -139,7 +139,7 @@ look_up.defvjp(_look_up_forward, _look_up_backward)
 
 
 def _by_part(rows, tables):
-  """Splits the rows of a batch by the copy of the table that they use."""
+  """Splits float or int [B, ...] to [G, B / G, ...], a part per table copy."""
   return rows.reshape(len(tables), -1, *rows.shape[1:])
 
 
@@ -149,11 +149,11 @@ class BertEmbeddings(nn.Module):
   config: BertConfig
 
   def setup(self):
-    """Declares the three tables as plain arrays; the heads reuse the first."""
+    """Declares the three tables; the masked-LM head reuses the first."""
     config, width = self.config, self.config.hidden_size
 
     def init_padded(key, shape):
-      # Padding rows are zero: the other rows do not depend on their number.
+      # Zeros for padding, so that real rows do not depend on how much there is.
       rows = config.kernel_init(key, (config.vocab_size, width))
       return jnp.pad(rows, ((0, shape[0] - config.vocab_size), (0, 0)))
 
@@ -174,19 +174,19 @@ class BertEmbeddings(nn.Module):
     )
     self.LayerNorm = create_layer_norm(config)
 
-  def __call__(self, input_ids, token_type_ids, dropout_words):
+  def __call__(self, input_ids, token_type_ids, dropout_seeds):
     """Embeds tokens.
 
     Args:
       input_ids: int32 [B, L].
       token_type_ids: int32 [B, L].
-      dropout_words: int32 [2, B], see `dropout.draw_words`, or None for none.
+      dropout_seeds: int32 [2, B], see `dropout.draw_seeds`, or None for none.
 
     Returns:
       float [B, L, D].
     """
-    # A product with one-hot rows: a gather from so few rows would turn into
-    # a slow scatter in the gradient.
+    # Multiplied by one-hot rows, since the gradient of a lookup in so small a
+    # table is a slow scatter.
     types = nn.one_hot(token_type_ids, self.config.type_vocab_size)
     x = (
       look_up(self.word_embeddings, input_ids)
@@ -194,11 +194,11 @@ class BertEmbeddings(nn.Module):
       + jnp.einsum("BLT,TD->BLD", types, self.token_type_embeddings)
     )
     rate = self.config.hidden_dropout_prob
-    return dropout(self.LayerNorm(x), rate, dropout_words)
+    return dropout(self.LayerNorm(x), rate, dropout_seeds)
 
 
 class BertPooler(nn.Module):
-  """One vector for the whole sequence, read off [CLS]."""
+  """Dense layer and tanh on the encoding of [CLS]."""
 
   config: BertConfig
 
@@ -210,18 +210,18 @@ class BertPooler(nn.Module):
 
 
 class BertModel(nn.Module):
-  """The body: embeddings, encoder and, if wanted, the pooler.
+  """Embeddings, encoder and, if wanted, the pooler.
 
   Attributes:
     config: architecture.
-    add_pooling_layer: False for tasks that only look at tokens.
+    add_pooling_layer: False for tasks without a sequence-level output.
   """
 
   config: BertConfig
   add_pooling_layer: bool = True
 
   def setup(self):
-    """Declares the parts; heads reach the word embeddings through them."""
+    """Declares the parts by Hugging Face's names."""
     self.embeddings = BertEmbeddings(self.config)
     self.encoder = BertEncoder(self.config)
     if self.add_pooling_layer:
@@ -243,20 +243,20 @@ class BertModel(nn.Module):
         block's output; the last one is the encoding.
       pooled: float [B, D], or None without the pooler.
     """
-    first_words, *words = draw_words(
+    first_seeds, *seeds = draw_seeds(
       None if deterministic else self.make_rng("dropout"),
       1 + DROPOUTS_A_LAYER * self.config.num_hidden_layers,
       len(input_ids),
     )
-    x = self.embeddings(input_ids, token_type_ids, first_words)
-    hidden_states = self.encoder(x, attention_mask, words)
+    x = self.embeddings(input_ids, token_type_ids, first_seeds)
+    hidden_states = self.encoder(x, attention_mask, seeds)
     if not self.add_pooling_layer:
       return hidden_states, None
     return hidden_states, self.pooler(hidden_states[-1])
 
 
 class PredictionTransform(nn.Module):
-  """What the masked-LM head does before it meets the vocabulary."""
+  """Dense layer, activation and LayerNorm of the masked-LM head."""
 
   config: BertConfig
 
@@ -289,7 +289,7 @@ class MaskedLMHead(nn.Module):
     bias = self.param(
       "bias", nn.initializers.zeros, (config.padded_vocab_size,)
     )
-    # All predictions in one dimension: 20 of a sequence would be padded to 24.
+    # B and K in one dimension: K = 20 alone would be padded to 24 on TPUs.
     logits = einsum(
       "GRD,GVD->GRV",
       x.reshape(len(word_embeddings), -1, x.shape[-1]),

@@ -1,16 +1,16 @@
-"""The architecture of a BERT, in Hugging Face's words."""
+"""The architecture of a BERT, by Hugging Face's names."""
 
 import dataclasses
 
 from flax import linen as nn
 
-# Rows of the embedding table come in multiples of a TPU's 128 lanes.
+# The embedding table is padded to a multiple of a TPU's 128 lanes.
 VOCAB_MULTIPLE = 128
 
 
 @dataclasses.dataclass(frozen=True)
 class BertConfig:
-  """Architecture, in Hugging Face's words; the defaults are BERT-base.
+  """Architecture, by Hugging Face's names; the defaults are BERT-base.
 
   Attributes:
     vocab_size: tokens in the vocabulary.
@@ -29,8 +29,8 @@ class BertConfig:
     layer_norm_eps: added to the variance.
     dtype: of the layers' arithmetic; parameters, LayerNorm statistics,
       softmax and logits are float32 whatever it says.
-    remat: whether a block's inner values are computed again for its gradients
-      and not kept.
+    remat: whether a block's activations are recomputed in the backward pass
+      instead of stored.
   """
 
   vocab_size: int
@@ -58,12 +58,12 @@ class BertConfig:
 
   @property
   def head_size(self):
-    """H, the part of the hidden size that one head of attention reads."""
+    """H, hidden size of one attention head."""
     return self.hidden_size // self.num_attention_heads
 
   @property
   def padded_vocab_size(self):
-    """Rows of the embedding table on the device."""
+    """Rows of the embedding table, padding included."""
     return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
   @property

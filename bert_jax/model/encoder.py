@@ -57,13 +57,13 @@ class SelfAttention(nn.Module):
   config: BertConfig
 
   @nn.compact
-  def __call__(self, x, attention_mask, dropout_words):
+  def __call__(self, x, attention_mask, dropout_seeds):
     """Mixes information across positions.
 
     Args:
       x: float [B, L, D].
-      attention_mask: bool [B, L]; False marks padding, which nobody reads.
-      dropout_words: int32 [2, B], see `dropout.draw_words`, or None for none.
+      attention_mask: bool [B, L]; False marks padding, never attended to.
+      dropout_seeds: int32 [2, B], see `dropout.draw_seeds`, or None for none.
 
     Returns:
       float [B, L, D].
@@ -73,7 +73,7 @@ class SelfAttention(nn.Module):
       attention_mask,
       config.num_attention_heads,
       config.attention_probs_dropout_prob,
-      dropout_words,
+      dropout_seeds,
     )
     if self.has_variable("params", packing.PACKED):
       packed = Dense(config, 3 * width, name=packing.PACKED)(x)
@@ -85,7 +85,7 @@ class SelfAttention(nn.Module):
 
 
 class SublayerOutput(nn.Module):
-  """The end of both sublayers: `LN(residual + dropout(dense(x)))`.
+  """Output of both sublayers: `LayerNorm(residual + dropout(dense(x)))`.
 
   Attributes:
     config: architecture.
@@ -94,38 +94,38 @@ class SublayerOutput(nn.Module):
   config: BertConfig
 
   @nn.compact
-  def __call__(self, x, residual, dropout_words):
+  def __call__(self, x, residual, dropout_seeds):
     """Projects to D and adds to what came in.
 
     Args:
       x: float [B, L, D] or [B, L, F].
       residual: float [B, L, D], the sublayer's input.
-      dropout_words: see `SelfAttention`.
+      dropout_seeds: see `SelfAttention`.
 
     Returns:
       float [B, L, D].
     """
     config = self.config
     x = Dense(config, config.hidden_size, name="dense")(x)
-    x = dropout(x, config.hidden_dropout_prob, dropout_words)
+    x = dropout(x, config.hidden_dropout_prob, dropout_seeds)
     return create_layer_norm(config)(residual + x)
 
 
 class Attention(nn.Module):
-  """The first sublayer: self-attention and its output."""
+  """The first sublayer: self-attention and its output layer."""
 
   config: BertConfig
 
   @nn.compact
-  def __call__(self, x, attention_mask, dropout_words):
-    """Same as `SelfAttention`, but with the words of two dropouts."""
-    probs_words, output_words = dropout_words
-    y = SelfAttention(self.config, name="self")(x, attention_mask, probs_words)
-    return SublayerOutput(self.config, name="output")(y, x, output_words)
+  def __call__(self, x, attention_mask, dropout_seeds):
+    """Same as `SelfAttention`, with a pair of `dropout_seeds`."""
+    probs_seeds, output_seeds = dropout_seeds
+    y = SelfAttention(self.config, name="self")(x, attention_mask, probs_seeds)
+    return SublayerOutput(self.config, name="output")(y, x, output_seeds)
 
 
 class Intermediate(nn.Module):
-  """The wide half of the feed-forward sublayer."""
+  """The first half of the feed-forward sublayer: D to F, and activation."""
 
   config: BertConfig
 
@@ -143,28 +143,29 @@ class BertLayer(nn.Module):
   config: BertConfig
 
   @nn.compact
-  def __call__(self, x, attention_mask, dropout_words):
-    """Same as `SelfAttention`, but with the words of `DROPOUTS_A_LAYER`."""
-    *attention_words, output_words = dropout_words
+  def __call__(self, x, attention_mask, dropout_seeds):
+    """Same as `SelfAttention`, with `DROPOUTS_A_LAYER` `dropout_seeds`."""
+    *attention_seeds, output_seeds = dropout_seeds
     x = Attention(self.config, name="attention")(
-      x, attention_mask, attention_words
+      x, attention_mask, attention_seeds
     )
     y = Intermediate(self.config, name="intermediate")(x)
-    return SublayerOutput(self.config, name="output")(y, x, output_words)
+    return SublayerOutput(self.config, name="output")(y, x, output_seeds)
 
 
 class BertEncoder(nn.Module):
   """The stack of blocks.
 
-  Unrolled: scanned layers stack their residuals and optimizer state in
-  memory, which costs a TPU more than the longer compilation.
+  Unrolled. A scan over layers compiles faster, but stacks residuals and
+  optimizer state in HBM: BERT-base, 256 x 128 on 16 chips of v5e, took 29.4 ms
+  scanned and 17.0 unrolled (the compiler's estimate, of an early version).
   """
 
   config: BertConfig
 
   @nn.compact
-  def __call__(self, x, attention_mask, dropout_words):
-    """Same arguments as `SelfAttention`, but with the words of all layers.
+  def __call__(self, x, attention_mask, dropout_seeds):
+    """Same as `SelfAttention`, with the `dropout_seeds` of all blocks.
 
     Returns:
       tuple of num_hidden_layers + 1 float [B, L, D]: the input, then the
@@ -174,7 +175,7 @@ class BertEncoder(nn.Module):
     hidden_states = [x]
     for i in range(self.config.num_hidden_layers):
       first = DROPOUTS_A_LAYER * i
-      words = dropout_words[first : first + DROPOUTS_A_LAYER]
-      x = Layer(self.config, name=f"layer_{i}")(x, attention_mask, words)
+      seeds = dropout_seeds[first : first + DROPOUTS_A_LAYER]
+      x = Layer(self.config, name=f"layer_{i}")(x, attention_mask, seeds)
       hidden_states.append(x)
     return tuple(hidden_states)

@@ -1,4 +1,4 @@
-"""Sums of products, in the form that the device at hand multiplies fastest."""
+"""Einsum and bias, in the form that is fastest on each kind of device."""
 
 import functools
 import math
@@ -11,15 +11,24 @@ from bert_jax.sharding.devices import platform
 
 
 def einsum(spec, x, y, preferred_element_type=None):
-  """Same as `jnp.einsum` of two arrays; every label that is summed is in both.
+  """Computes `jnp.einsum` of two arrays; summed labels must be in both.
 
-  Its gradients are products of one dtype: what comes back is rounded to that of
-  `x`, where `jnp.einsum` would widen the other side.
+  The incoming gradient is cast to `x.dtype`; `jnp.einsum` would widen the other
+  operand instead.
 
-  XLA's CPU backend reaches a processor's bfloat16 units only with row-major
-  matrices and a float32 result, and neither is what an einsum or its gradient
-  gives it: BERT-base, 8 x 128, went from 2.7 to 6.0 sequences/s on two cores
-  (21 November 2026). In float32 the copies cost more than they gain.
+  XLA's CPU backend uses a processor's bfloat16 units only for row-major
+  matrices with a float32 result, so bfloat16 goes through such ones there:
+  BERT-base, 8 x 128, from 2.7 to 6.0 sequences/s on two cores (21 November
+  2026). For float32 the transposing copies cost more than they gain.
+
+  Args:
+    spec: str, such as "...I,IO->...O".
+    x: float array.
+    y: float array, same dtype.
+    preferred_element_type: dtype of the result; by default that of `x`.
+
+  Returns:
+    float array.
   """
   dtype = preferred_element_type or x.dtype
   on_cpu = platform() == "cpu" and x.dtype == jnp.bfloat16
@@ -30,19 +39,18 @@ def einsum(spec, x, y, preferred_element_type=None):
 
 
 def add_bias(x, bias, dtype=None):
-  """Adds a bias to every row.
+  """Adds a bias to every token's vector.
 
-  Its gradient is a sum over all rows, which a TPU's matrix units take over as a
-  product with ones. As a sum, a query's takes four times as long as reading the
-  rows (256 x 128 on 16 chips of v5e) or seven (4,096 x 128). As a product, two
-  layers of BERT-base, 256 x 128, go from 4.12 to 4.06 ms. All by the compiler's
-  estimate.
+  The bias' gradient is a sum over all tokens. On TPUs it is computed as a
+  matrix multiplication with ones: as a sum it takes four to seven times as long
+  as reading its operand. Gain: 4.12 to 4.06 ms for two layers of BERT-base (the
+  compiler's estimate, 256 x 128 on 16 chips of v5e).
 
   Args:
     x: float [..., O].
     bias: float32 [O].
-    dtype: what gradients are rounded to for that product; by default that of
-      `x`.
+    dtype: gradients are rounded to it for that multiplication; by default that
+      of `x`.
 
   Returns:
     Like `x`.
@@ -67,7 +75,7 @@ def _add_bias_forward(dtype, x, bias):
 
 def _add_bias_backward(dtype, _, grad):
   rows = grad.reshape(-1, grad.shape[-1]).astype(dtype)
-  # As a vector the ones would make it a sum again.
+  # Eight rows of ones: XLA turns a multiplication by one row into a sum.
   ones = jnp.ones((8, len(rows)), dtype)
   total = jnp.matmul(ones, rows, precision="highest")[0]
   return grad, total.astype(jnp.float32)
@@ -102,10 +110,10 @@ _float32_einsum.defvjp(_float32_einsum_forward, _float32_einsum_backward)
 
 
 def _row_major_einsum(spec, x, y):
-  """Computes an einsum as a batch of products of matrices, in float32."""
+  """Computes an einsum as one batched matrix multiplication, in float32."""
   inputs, out = spec.split("->")
   left, right = inputs.split(",")
-  if out[-1] in left:  # or the result would have to be transposed
+  if out[-1] in left:  # swap, so that the result needs no transpose
     left, right, x, y = right, left, y, x
   batch = [label for label in left if label in right and label in out]
   summed = [label for label in left if label in right and label not in out]

@@ -1,4 +1,4 @@
-"""One vector of a text's tokens, as sentence-transformers pools them."""
+"""Pooling of token vectors to one per text, as in sentence-transformers."""
 
 import jax.numpy as jnp
 

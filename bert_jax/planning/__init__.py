@@ -1,4 +1,4 @@
-"""A pod that nobody has rented: does a run fit, how long, how much.
+"""Estimates time, memory and price of a run on a TPU slice, without the slice.
 
-Rule: compiles the step that `train` runs, for devices that are only described.
+Rule: compiles the step that `train` runs, for devices that libtpu describes.
 """

@@ -1,8 +1,7 @@
-"""Runs jobs of the TPU's compiler, each in a process of its own.
+"""Runs compilations for TPUs, each in its own process with its own log.
 
-A compilation takes a core for minutes and, where the compiler has a fault,
-takes its process along; and what it writes to standard error is for its
-makers. So each job has a process and a log, and several run side by side.
+A compilation takes a core for minutes, a fault in the compiler ends its
+process, and libtpu's log on standard error is not for users.
 """
 
 import concurrent.futures
@@ -16,17 +15,17 @@ from bert_jax.errors import UserError
 
 
 def run_jobs(function, jobs, title):
-  """Calls a function once a job, as many at a time as there are cores.
+  """Calls a function once per job, in as many processes as there are cores.
 
   Args:
-    function: of the arguments of a job; at the top of a module, since it is
-      imported in each process.
-    jobs: dict of name to tuple of arguments.
-    title: str before the progress that goes to standard error.
+    function: takes the arguments of a job; must be importable from its module.
+    jobs: dict of job name to tuple of arguments.
+    title: str, begins each line of progress on standard error.
 
   Returns:
-    dict of name to what the function returned, or to the `UserError` that it
-    raised or that tells of a crash; in the order of `jobs`.
+    dict of job name to the function's result, or to a `UserError`: the one that
+    it raised, or one that reports a crash of the compiler. In the order of
+    `jobs`.
   """
   results, begin = {}, time.monotonic()
   print(f"{title}: {len(jobs)} to compile", file=sys.stderr, flush=True)
@@ -57,12 +56,11 @@ def _run_job(function, name, arguments):
   ) as f:
     log = f.name
   try:
-    # One process for each job, so that a crash ends no other.
     result = call_alone(function, *arguments, log=log)
   except ChildProcessError:
     return UserError(
-      f"the compiler of libtpu crashed on {name}; expected a program (its log "
-      f"is {log}; another mesh or batch may be spared)"
+      f"the compiler of libtpu crashed on {name}; expected a compiled program "
+      f"(see its log {log}; try another mesh or batch size)"
     )
   except UserError as e:
     result = e

@@ -1,4 +1,7 @@
-"""How time and memory of a step grow, one thing changed at a time."""
+"""Measures how a step's estimated time and memory scale with its settings.
+
+One setting is varied at a time: batch, length, layers or chips.
+"""
 
 import copy
 import itertools
@@ -11,8 +14,9 @@ from bert_jax.errors import UserError
 from bert_jax.planning import slices as slices_lib
 from bert_jax.planning import step_plan
 from bert_jax.planning.compiler_process import run_jobs
+from bert_jax.pretraining import run as run_lib
 
-# Further from linear than this is told.
+# Growth by more than this factor above or below linear is explained.
 _TOLERANCE = 1.1
 
 _BATCH_FACTORS = (0.25, 1, 4, 16)
@@ -22,15 +26,14 @@ _CHIPS = (4, 16, 64, 256)
 
 
 def create_sweeps(config, planned):
-  """Lists what to compile.
+  """Lists the settings to compile.
 
   Args:
     config: the run's settings; phase 1 is varied.
     planned: `slices.Slice`.
 
   Returns:
-    dict of sweep name to list of (x, config, slice); `x` is the quantity that
-    varies.
+    dict of the name of what varies to list of (its value x, config, slice).
   """
   phase, layers = config.phase1, config.model.num_hidden_layers
   longest = config.model.max_position_embeddings
@@ -68,14 +71,14 @@ def _with(config, layers=None, **phase):
 
 
 def measure(sweeps):
-  """Compiles every point of some sweeps, none twice.
+  """Compiles every point of the sweeps, equal ones once.
 
   Args:
     sweeps: see `create_sweeps`.
 
   Returns:
-    dict of sweep name to list of (x, what `step_plan.plan_phase` returned or a
-    `UserError`), by growing x.
+    dict of the name of what varies to list of (x, report); a report is what
+    `step_plan.plan_phase` returned, or a `UserError`. Ascending in x.
   """
   jobs = {
     _job_name(*point): (point[1], point[2], "phase1")
@@ -102,15 +105,15 @@ def _job_name(x, config, planned):
 
 
 def explain_growth(points, power):
-  """Says where a quantity does not grow linearly, and which part is to blame.
+  """Names the parts that make a quantity grow more or less than linearly.
 
   Args:
-    points: list of (x, dict of part to amount), by growing x.
+    points: list of (x, dict of part to amount), ascending in x.
     power: -1 where x divides the work, 1 where it multiplies it.
 
   Returns:
-    list of str, one for each step from point to point that is off by more
-    than a tenth.
+    list of str, one for each pair of neighbouring points between which growth
+    differs from linear by more than a tenth.
   """
   lines = []
   for (x1, before), (x2, after) in itertools.pairwise(points):
@@ -135,7 +138,7 @@ def explain_growth(points, power):
 
 
 def format_growth(measured):
-  """Turns what `measure` returns into Markdown tables and explanations."""
+  """Formats the result of `measure` as Markdown tables and explanations."""
   lines = []
   for name, points in measured.items():
     lines += [
@@ -176,7 +179,7 @@ def _time_parts(report):
   parts = report["work_part_seconds"]
   return parts | {
     "kernels": report["kernel_seconds"],
-    "lookups and scatters": report["row_seconds"],
+    "embedding rows": report["row_seconds"],
     "waiting for the links": report["exposed_collective_seconds"],
   }
 
@@ -186,7 +189,7 @@ def _memory_parts(report):
 
 
 def save_plot(measured, title, path):
-  """Draws step time and memory against everything that was varied.
+  """Plots step time and memory against each varied setting.
 
   Args:
     measured: see `measure`.
@@ -211,7 +214,7 @@ def save_plot(measured, title, path):
 
 
 def _draw(axis, points, power):
-  """Draws points and, from the largest down, what linear would be."""
+  """Plots points, and the linear growth through the one with the most work."""
   axis.set(xscale="log", yscale="log")
   if not points:
     return
@@ -226,12 +229,12 @@ def _draw(axis, points, power):
 
 
 def measure_growth(config, topology, output=None):
-  """Compiles all sweeps, and draws them.
+  """Compiles, formats and plots all sweeps.
 
   Args:
     config: the run's settings; phase 1 is varied.
     topology: name of a slice.
-    output: path of a PNG to draw, or None.
+    output: path of a PNG file for the plot, or None.
 
   Returns:
     tables and explanations, str.
@@ -241,6 +244,7 @@ def measure_growth(config, topology, output=None):
   """
   planned = slices_lib.find_slice(topology)
   validate(config)
+  run_lib.check_mesh(config, planned.num_devices)
   measured = measure(create_sweeps(config, planned))
   if output:
     model = config.model

@@ -1,27 +1,38 @@
-"""Turns plans into text for people."""
+"""Formats plans as text."""
+
+from bert_jax.planning import slices
 
 _GIB = 2**30
 _COLUMNS = (
   "slice",
   "chips",
   "data x fsdp x model",
-  "passes",
+  "micro-batches",
   "GiB a device",
   "step ms",
   "hours",
   "money",
 )
 
+# What a part of a step's time is, after its name.
+_PART_NOTES = {
+  "matrix multiplications": ", with what the compiler fuses into them",
+  "attention kernels": ": scores, softmax and dropout of all layers",
+  "vector work": ": LayerNorm, gelu, dropout, AdamW, and reading memory",
+  "embedding rows": ": lookup, and adding up its gradient",
+  "waiting for links": ": weights and gradients between chips (ICI)",
+}
+
 
 def format_any(report):
-  """Turns what `run_plan.plan_slices` returns into text."""
+  """Formats what `run_plan.plan_slices` returned."""
   return (format_comparison if "candidates" in report else format_plan)(report)
 
 
 def format_plan(report):
-  """Turns what `plan.plan` returns into text."""
+  """Formats what `run_plan.plan` returned."""
   lines = [
-    f"{report['topology']} ({report['name']}), {report['chips']} chips, "
+    f"{_format_slice(report)}, "
     f"{report['devices']} devices as {_format_mesh(report['mesh'])}, "
     f"{report['parameters']:,} parameters"
   ]
@@ -38,6 +49,7 @@ def format_plan(report):
       lines.append(
         f"  money {report['money']:,.2f} ({low:,.2f} to {high:,.2f})"
       )
+    lines.append(f"  {_format_energy(report)}")
   for name, shape, axes, spec, num_bytes in report.get("shardings", ()):
     lines.append(
       f"{name}  {shape}  {axes}  {spec}  {num_bytes:,} bytes a device"
@@ -45,8 +57,21 @@ def format_plan(report):
   return "\n".join(lines)
 
 
+def _format_energy(report):
+  if report["energy_kwh"] is None:
+    return (
+      "energy: not estimated, no power of this chip is published "
+      "(--watts_per_chip takes a figure of yours)"
+    )
+  return (
+    f"energy {report['energy_kwh']:,.0f} kWh of the chips alone, a rule of "
+    f"thumb: {report['chips']} chips x {report['hours']:.2f} hours x "
+    f"{report['watts_per_chip']:,.0f} W ({report['watts_source']})"
+  )
+
+
 def format_comparison(report):
-  """Turns what `plan --search` prints as JSON into text."""
+  """Formats the candidates of a comparison or search as a table."""
   candidates = report["candidates"]
   rows = [_COLUMNS]
   rows += [_candidate_row(c) for c in sorted(candidates, key=_rank)]
@@ -65,10 +90,10 @@ def format_comparison(report):
 
 
 def _format_best(candidates):
-  """Names what is fastest and what is cheapest, and how to have it."""
+  """Returns lines with the fastest and the cheapest candidate."""
   fitting = [c for c in candidates if c["fits"]]
   if not fitting:
-    return ["nothing fits; plan one of them for what would make it fit"]
+    return ["nothing fits; plan one slice alone for settings that would fit"]
   fastest = min(fitting, key=lambda c: c["hours"])
   lines = [f"fastest: {_format_choice(fastest)}"]
   kinds = {c["topology"].split(":")[0] for c in fitting}
@@ -92,7 +117,7 @@ def _format_choice(candidate):
 
 
 def _format_slice(candidate):
-  """Names a slice and its chips, which its rented name may count twice."""
+  """Returns a slice's shape, name and chips; some names count cores."""
   return (
     f"{candidate['topology']} ({candidate['name']}, {candidate['chips']} chips)"
   )
@@ -113,12 +138,19 @@ def _candidate_row(candidate):
   needed = max(p.get("needed_bytes") or _used(p) for p in phases)
   first = next(iter(phases))
   memory = f"{needed / _GIB:.2f} of {_gib(first['hbm_bytes'])}"
-  passes = f"{first['grad_accumulation']}{', remat' * first['remat']}"
+  micro_batches = f"{first['grad_accumulation']}{', remat' * first['remat']}"
   if not candidate["fits"]:
-    return (*head, passes, memory, "does not fit", "", "")
+    return (*head, micro_batches, memory, "does not fit", "", "")
   times = " + ".join(f"{1e3 * p['step_seconds']:.2f}" for p in phases)
   money = f"{candidate['money']:,.2f}" if "money" in candidate else ""
-  return (*head, passes, memory, times, f"{candidate['hours']:.2f}", money)
+  return (
+    *head,
+    micro_batches,
+    memory,
+    times,
+    f"{candidate['hours']:.2f}",
+    money,
+  )
 
 
 def _used(phase):
@@ -169,9 +201,15 @@ def _format_missing(phase):
   else:
     lines.append("  no single setting would make it fit")
   return lines + [
-    f"    {change}  {_gib(num_bytes)} GiB"
+    f"    {change}{_chips_of(change)}  {_gib(num_bytes)} GiB"
     for change, num_bytes in phase["would_fit"]
   ]
+
+
+def _chips_of(change):
+  """Returns " (16 chips)" for "--topology=v5e:4x4", "" for other settings."""
+  _, _, name = change.partition("--topology=")
+  return f" ({slices.find_slice(name).num_chips} chips)" if name else ""
 
 
 def _format_times(phase):
@@ -182,35 +220,32 @@ def _format_times(phase):
   )
   lines = [
     f"  step {1e3 * phase['step_seconds']:.2f} ms "
-    f"({1e3 * low:.1f} to {1e3 * high:.1f}): work "
-    f"{1e3 * phase['compute_seconds']:.2f}, exposed collectives "
-    f"{1e3 * phase['exposed_collective_seconds']:.2f} of "
-    f"{1e3 * phase['collective_seconds']:.2f}",
-    f"  {phase['sequences_per_second']:,.0f} sequences/s, MFU "
-    f"{phase['mfu']:.2f}; at the peak a step takes "
-    f"{1e3 * phase['best_step_seconds']:.2f} ms",
-    f"  collectives: {moved or 'none'}",
-    f"  bound by {phase['bound_by']} (ms and share of the step: "
-    + ", ".join(
-      f"{k} {1e3 * v:.2f} = {v / phase['step_seconds']:.0%}"
-      for k, v in phase["part_seconds"].items()
-    )
-    + ")",
+    f"({1e3 * low:.1f} to {1e3 * high:.1f}), "
+    f"{phase['sequences_per_second']:,.0f} sequences/s",
+    f"  limit: {1e3 * phase['best_step_seconds']:.2f} ms at the chip's peak "
+    f"rate (MFU {phase['mfu']:.2f})",
+    "  a step's time goes to",
   ]
+  lines += [_format_part(part, phase) for part in phase["part_seconds"]]
+  lines.append(
+    f"  sent over the links: {moved or 'nothing'}; "
+    f"{1e3 * phase['collective_seconds']:.2f} ms, most of it during other work"
+  )
   if phase["kernel_seconds"]:
     lines.append(
-      f"  kernels: {1e3 * phase['kernel_seconds']:.2f} ms of the step, by the "
-      "instructions that the compiler emits or at their roofline ("
-      f"{1e3 * phase['kernel_roofline_seconds']:.2f}), whichever is longer"
+      "  attention kernels count by the instructions that the compiler emits, "
+      "or at their roofline ("
+      f"{1e3 * phase['kernel_roofline_seconds']:.2f} ms) where that is longer"
     )
-  if phase["row_seconds"]:
-    lines.append(
-      f"  lookups and scatters of rows: {1e3 * phase['row_seconds']:.2f} ms of "
-      "the step, by a cost a row"
-    )
-  if phase["no_estimate"]:
-    counts = phase["no_estimate"].items()
-    lines.append(
-      "  without an estimate: " + ", ".join(f"{n} {kind}" for kind, n in counts)
-    )
+  counts = phase["no_estimate"].items()
+  unpriced = ", ".join(f"{n} {kind}" for kind, n in counts)
+  lines.append(f"  unpriced, taken as 0 ms: {unpriced or 'nothing'}")
   return lines
+
+
+def _format_part(part, phase):
+  seconds = phase["part_seconds"][part]
+  return (
+    f"    {1e3 * seconds:8.2f} ms {seconds / phase['step_seconds']:4.0%}  "
+    f"{part}{_PART_NOTES[part]}"
+  )

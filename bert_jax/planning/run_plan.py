@@ -1,7 +1,7 @@
-"""Plans a whole run on TPU slices that nobody holds.
+"""Plans a whole run on TPU slices, without the slices.
 
-How far to trust the time of a step: the compiler's cycles were held against
-data sheets. Times the datasheet's time, by generation (libtpu 0.0.42.1):
+How far to trust the time of a step: the compiler's estimates, divided by the
+time that data sheets allow, by generation (libtpu 0.0.42.1):
 
                               v2    v3    v4   v5e   v5p   v6e  TPU7x
   4096 x 4096 x 4096         1.03  1.05  1.14  1.03  1.04  1.15  1.21
@@ -9,18 +9,19 @@ data sheets. Times the datasheet's time, by generation (libtpu 0.0.42.1):
   float32 + 1, in memory     1.12  1.07  1.30  1.24  1.39  1.24  1.32
   bfloat16 + 1, in memory    2.24  2.13  2.59  2.46  2.75  2.47  2.65
 
-The first two are matrix products, the second as wide as BERT-base; the last
-gives no credit for two bytes, which is why most real steps should come out
-faster than their vector work says. Sorts and lookups of single numbers carry no
-estimate, nor does what a SparseCore does (v5p, v6e, TPU7x); lookups and
-scatters of rows count by the row, and Pallas kernels by their instructions or
-at their roofline, whichever is longer, both of which are lower bounds.
-Collectives are modelled (see hlo/links.py), with no start-up, over the links of
-a chip at the slice's corner: only a whole torus has none. So the range
-runs from 0.8 times what the links of a chip in the middle would make it, never
-below the time that the matrix products alone take at the peak, to 1.4 times the
-estimate. Nothing here was timed on a TPU. Reading text, evaluation and
-checkpoints come on top.
+The first two are matrix multiplications, the second as wide as BERT-base's.
+bfloat16 vector work is estimated as if it were float32, so most real steps
+should be faster than their vector work says. Nothing is known of sorts, of
+gathers of single numbers, and of work on SparseCores (v5p, v6e, TPU7x); `plan`
+prints these as unpriced. Gathers and scatters of rows count by the row, Pallas
+kernels at the longer of two lower bounds (see hlo/cost.py). Collectives are
+modelled without start-up time, over the links of a chip at the slice's corner
+(see hlo/links.py); only a slice that is a full torus has no corners.
+
+Hence the range that is printed: from 0.8 times the estimate with the links of a
+chip in the middle, but never below the time of the matrix multiplications at
+the chip's peak, to 1.4 times the estimate. Nothing here was timed on a TPU.
+Reading text, evaluation and checkpoints come on top.
 """
 
 from bert_jax.config import validate
@@ -30,7 +31,9 @@ from bert_jax.planning import search as search_lib
 from bert_jax.planning import slices as slices_lib
 
 
-def plan(config, planned, price_per_chip_hour=None, hlo_dir=None):
+def plan(
+  config, planned, price_per_chip_hour=None, hlo_dir=None, watts_per_chip=None
+):
   """Plans a run on one slice.
 
   Args:
@@ -38,6 +41,7 @@ def plan(config, planned, price_per_chip_hour=None, hlo_dir=None):
     planned: `slices.Slice`.
     price_per_chip_hour: in any currency, or None.
     hlo_dir: folder for `phase1.txt` and `phase2.txt`, or None.
+    watts_per_chip: see `describe`.
 
   Returns:
     dict of what `--json` prints; seconds, bytes and FLOPs.
@@ -50,20 +54,21 @@ def plan(config, planned, price_per_chip_hour=None, hlo_dir=None):
   for report in phases.values():
     if isinstance(report, UserError):
       raise report
-  return describe(candidate, phases, price_per_chip_hour)
+  return describe(candidate, phases, price_per_chip_hour, watts_per_chip)
 
 
-def describe(candidate, phases, price_per_chip_hour):
-  """Joins what is known of a candidate.
+def describe(candidate, phases, price_per_chip_hour, watts_per_chip=None):
+  """Combines the reports of a candidate's phases.
 
   Args:
     candidate: `search.Candidate`.
     phases: dict of phase name to what `step_plan.plan_phase` returned or to a
       `UserError`.
     price_per_chip_hour: in any currency, or None.
+    watts_per_chip: power of a chip; None takes what is published of it.
 
   Returns:
-    dict of what `--json` prints; `error` where there are no times.
+    dict of what `--json` prints; with `error` if a phase has no report.
   """
   head = {
     "topology": str(candidate.slice),
@@ -78,15 +83,29 @@ def describe(candidate, phases, price_per_chip_hour):
     return head | {"fits": False, "error": errors[0]}
   for name, report in phases.items():
     if not report["fits"]:
-      report["would_fit"] = memory_advice.suggest_fitting(
+      report["would_fit"] = memory_advice.suggest_settings(
         candidate.config, candidate.slice, name, report
       )
   first = next(iter(phases.values()))
-  return (
-    head
-    | {"parameters": first["parameters"], "phases": phases}
-    | search_lib.total(phases, candidate.slice.num_chips, price_per_chip_hour)
+  report = head | {"parameters": first["parameters"], "phases": phases}
+  report |= search_lib.total(
+    phases, candidate.slice.num_chips, price_per_chip_hour
   )
+  return report | _energy(report, candidate.slice.generation, watts_per_chip)
+
+
+def _energy(report, generation, watts_per_chip):
+  """Estimates the energy of a run: chips x hours x power of a chip."""
+  if not report["fits"]:
+    return {}
+  watts = watts_per_chip or generation.watts
+  return {
+    "watts_per_chip": watts,
+    "watts_source": (
+      "--watts_per_chip" if watts_per_chip else generation.watts_source
+    ),
+    "energy_kwh": watts and report["chip_hours"] * watts / 1e3,
+  }
 
 
 def parse_prices(text, slices):
@@ -94,13 +113,13 @@ def parse_prices(text, slices):
 
   Args:
     text: "1.2", or "v5e=1.2,v6e=2.7", or None.
-    slices: list of `slices.Slice` that need one.
+    slices: list of `slices.Slice` to find prices for.
 
   Returns:
     dict of generation name to float; empty without a price.
 
   Raises:
-    UserError: something is no number, or a generation has no price.
+    UserError: a price is not a number, or a generation has no price.
   """
   if not text:
     return {}
@@ -131,17 +150,19 @@ def plan_slices(
   max_candidates=12,
   hlo_dir=None,
   shardings=False,
+  watts_per_chip=None,
 ):
-  """Plans a run on the slices that are named.
+  """Plans a run on one slice, or compares several.
 
   Args:
     config: the run's settings.
     topology: as `slices.find_slices` takes it.
     prices: as `parse_prices` takes it.
     search: whether to try meshes, gradient accumulation and remat.
-    max_candidates: how many a search compiles in its first round.
+    max_candidates: most candidates that a search compiles in its first round.
     hlo_dir: folder for the compiled programs, or None.
-    shardings: whether to list how parameters are split.
+    shardings: whether to list how parameters are sharded.
+    watts_per_chip: see `describe`.
 
   Returns:
     dict of what `--json` prints: the plan, or "candidates" and "left_out".
@@ -158,28 +179,28 @@ def plan_slices(
         "--shardings is set; expected one --topology, no --search"
       )
     rounds = max_candidates if search else None
-    return _compare(config, slices, prices, rounds, hlo_dir)
+    candidates, num_left_out = _plan_all(config, slices, rounds, hlo_dir)
+    reports = [
+      describe(c, phases, prices.get(c.slice.generation.name), watts_per_chip)
+      for c, phases in candidates
+    ]
+    return {"candidates": reports, "left_out": num_left_out}
   price = prices.get(slices[0].generation.name)
-  found = plan(config, slices[0], price, hlo_dir)
+  found = plan(config, slices[0], price, hlo_dir, watts_per_chip)
   if shardings:
     run = step_plan.create_run(config, slices[0])
     found["shardings"] = step_plan.sharding_table(run)
   return found
 
 
-def _compare(config, slices, prices, max_candidates, hlo_dir):
-  """Plans several candidates, a search's if `max_candidates` is not None."""
-  num_left_out = 0
+def _plan_all(config, slices, max_candidates, hlo_dir):
+  """Plans every slice, or searches them if `max_candidates` is not None.
+
+  Returns:
+    see `search.search`.
+  """
   if max_candidates:
-    found, num_left_out = search_lib.search(
-      config, slices, max_candidates, hlo_dir
-    )
-  else:
-    candidates = [search_lib.Candidate(config, planned) for planned in slices]
-    results = search_lib.plan_candidates(candidates, hlo_dir)
-    found = list(zip(candidates, results, strict=True))
-  reports = [
-    describe(candidate, phases, prices.get(candidate.slice.generation.name))
-    for candidate, phases in found
-  ]
-  return {"candidates": reports, "left_out": num_left_out}
+    return search_lib.search(config, slices, max_candidates, hlo_dir)
+  candidates = [search_lib.Candidate(config, planned) for planned in slices]
+  results = search_lib.plan_candidates(candidates, hlo_dir)
+  return list(zip(candidates, results, strict=True)), 0

@@ -1,11 +1,10 @@
-"""Tries meshes and micro-batches, and says what is fastest and cheapest.
+"""Searches meshes, micro-batches and remat for the fastest and cheapest plan.
 
-Only settings that leave the training what it is: how devices are arranged
-(`mesh`), in how many passes a batch goes through (`optimizer.
-grad_accumulation`), whether layers are computed again (`model.remat`) and which
-slice is rented. More passes and remat save memory, so they are tried where it
-does not fit without; more passes also where one makes more than a chip holds
-close to its cores.
+Varies only settings that leave the training as it is: the mesh, the number of
+micro-batches (`optimizer.grad_accumulation`), `model.remat` and the slice. More
+micro-batches and remat save memory and are tried where a step does not fit.
+More micro-batches are also tried where the activations of a large batch do not
+fit VMEM, which makes a step slower.
 """
 
 import copy
@@ -18,19 +17,21 @@ from bert_jax.planning import memory_advice, step_plan
 from bert_jax.planning.compiler_process import run_jobs
 from bert_jax.pretraining import run as run_lib
 
-# Rounds of trying what follows from the round before.
+# Rounds of compilation; a round's candidates follow from the round before.
 _NUM_ROUNDS = 3
-# On a device, in one pass: 4,096 x 128 on 16 chips of v5e takes 146 ms in one
-# pass of four times as many and 138 ms in four, by the compiler's estimate.
+# Tokens of a device's micro-batch from which more micro-batches may be faster:
+# 4,096 x 128 on 16 chips of v5e takes 146 ms in one micro-batch and 137 ms in
+# four, of 2**13 tokens a device (the compiler's estimate).
 _MANY_TOKENS = 2**13
 
 
 def plan_candidates(candidates, hlo_dir=None):
-  """Plans every phase of some candidates.
+  """Plans every phase of several candidates.
 
   Args:
     candidates: list of `Candidate`.
-    hlo_dir: see `step_plan.plan_phase`; a folder for each of several slices.
+    hlo_dir: see `step_plan.plan_phase`; with several candidates, each has a
+      folder in it.
 
   Returns:
     list of dicts of phase name to what `step_plan.plan_phase` returned, or to
@@ -41,7 +42,7 @@ def plan_candidates(candidates, hlo_dir=None):
     folder = hlo_dir and f"{hlo_dir}/{candidate.folder}"
     try:
       run_lib.check_mesh(candidate.config, candidate.slice.num_devices)
-    except UserError as e:  # known without a compiler
+    except UserError as e:  # before any process starts
       refused[str(candidate)] = e
       continue
     for name in active_phases(candidate.config):
@@ -63,13 +64,13 @@ def plan_candidates(candidates, hlo_dir=None):
 
 
 def search(config, slices, max_candidates, hlo_dir=None):
-  """Looks for settings that fit and are fast.
+  """Searches for settings that fit and are fast.
 
   Args:
     config: the run's settings, validated.
     slices: list of `slices.Slice`.
-    max_candidates: how many to compile at most in a first round; the next
-      rounds try them in more passes and with remat.
+    max_candidates: most candidates to compile in the first round; the next
+      rounds vary their micro-batches and remat.
     hlo_dir: see `plan_candidates`.
 
   Returns:
@@ -91,7 +92,7 @@ def search(config, slices, max_candidates, hlo_dir=None):
       f"{', '.join(map(str, slices))}; expected a phase's batch_size that is a "
       "multiple of the devices, or fewer chips"
     )
-  # The plainest meshes of all slices first.
+  # Of all slices, meshes that split the model least come first.
   candidates.sort(key=lambda c: c.plainness)
   found, trying = [], candidates[:max_candidates]
   for _ in range(_NUM_ROUNDS):
@@ -100,7 +101,7 @@ def search(config, slices, max_candidates, hlo_dir=None):
     results = plan_candidates(trying, hlo_dir)
     pairs = list(zip(trying, results, strict=True))
     found += pairs
-    # By name, since two may come to the same.
+    # By name, which removes duplicates.
     trying = {str(c): c for pair in pairs for c in _to_try_next(*pair)}
     trying = list(trying.values())
   return found, max(0, len(candidates) - max_candidates)
@@ -114,7 +115,7 @@ def list_candidates(config, planned):
     planned: `slices.Slice`.
 
   Returns:
-    list of `Candidate` in one pass each.
+    list of `Candidate` with one micro-batch each.
   """
   n = planned.num_devices
   powers = [2**i for i in range(n.bit_length()) if n % 2**i == 0]
@@ -155,25 +156,25 @@ def _to_try_next(candidate, phases):
   missing = [report for report in reports if not report["fits"]]
   if not missing:
     plain = config.optimizer.grad_accumulation == 1 and not config.model.remat
-    passes = _passes_of_few_tokens(candidate)
-    if not plain or passes == 1 or len(reports) < len(phases):
+    number = _num_micro_batches_of_few_tokens(candidate)
+    if not plain or number == 1 or len(reports) < len(phases):
       return []
-    change = {"optimizer.grad_accumulation": passes}
+    change = {"optimizer.grad_accumulation": number}
     return [_change(config, candidate.slice, change)]
   changes = []
-  passes = [
-    memory_advice.fitting_accumulation(config, report) for report in missing
+  numbers = [
+    memory_advice.smallest_accumulation(config, report) for report in missing
   ]
-  if None not in passes:
-    changes.append({"optimizer.grad_accumulation": max(passes)})
+  if None not in numbers:
+    changes.append({"optimizer.grad_accumulation": max(numbers)})
   if not config.model.remat:
     changes.append({"model.remat": True})
   return [_change(config, candidate.slice, change) for change in changes]
 
 
-def _passes_of_few_tokens(candidate):
-  """Returns in how many passes no phase has many tokens at a time."""
-  mesh, passes = candidate.mesh, []
+def _num_micro_batches_of_few_tokens(candidate):
+  """Returns how many micro-batches keep every phase near `_MANY_TOKENS`."""
+  mesh, numbers = candidate.mesh, []
   for name in active_phases(candidate.config):
     phase = candidate.config[name]
     rows = phase.batch_size // (mesh["data"] * mesh["fsdp"])
@@ -181,8 +182,8 @@ def _passes_of_few_tokens(candidate):
     few = [
       n for n in choices if rows // n * phase.max_seq_length >= _MANY_TOKENS
     ]
-    passes.append(max(few, default=1))
-  return min(passes)
+    numbers.append(max(few, default=1))
+  return min(numbers)
 
 
 def active_phases(config):
@@ -191,7 +192,7 @@ def active_phases(config):
 
 
 def total(phases, num_chips, price_per_chip_hour):
-  """Adds the phases up: hours, and money if there is a price.
+  """Sums hours, chip-hours and, with a price, money over the phases.
 
   Args:
     phases: dict of phase name to what `step_plan.plan_phase` returned.
@@ -226,7 +227,7 @@ def total(phases, num_chips, price_per_chip_hour):
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-  """Settings on a slice.
+  """Settings of a run and the slice to plan it for.
 
   Attributes:
     config: the run's settings.
@@ -239,14 +240,14 @@ class Candidate:
   def __str__(self):
     mesh = self.mesh
     sizes = "x".join(map(str, mesh.values()))
-    passes = self.config.optimizer.grad_accumulation
-    more = f" in {passes} passes" if passes > 1 else ""
+    number = self.config.optimizer.grad_accumulation
+    more = f" in {number} micro-batches" if number > 1 else ""
     more += ", remat" if self.config.model.remat else ""
     return f"{self.slice}, mesh {sizes}{more}"
 
   @property
   def mesh(self):
-    """Devices an axis, dict; -1 is worked out."""
+    """Dict of mesh axis to devices; -1 in the settings is resolved."""
     mesh = dict(self.config.mesh)
     fixed = math.prod(size for size in mesh.values() if size != -1)
     left = self.slice.num_devices // fixed
@@ -254,18 +255,18 @@ class Candidate:
 
   @property
   def folder(self):
-    """Name of a folder of its own."""
+    """Name of the folder for its compiled programs."""
     return re.sub(r"\W+", "_", str(self))
 
   @property
   def plainness(self):
-    """Sorts meshes: those that split the least of the model first."""
+    """Sort key: meshes that split less of the model come first."""
     mesh = self.config.mesh
     return mesh.fsdp * mesh.model, mesh.model
 
   @property
   def overrides(self):
-    """The flags that make any run like this one."""
+    """Command-line flags that choose these settings."""
     changes = {f"mesh.{k}": v for k, v in self.mesh.items()}
     changes["optimizer.grad_accumulation"] = (
       self.config.optimizer.grad_accumulation

@@ -1,15 +1,4 @@
-"""The TPU slices that can be planned for, and what one chip of each can do.
-
-Sources of the figures, all of the vendor: peak, memory bandwidth and links of
-v4 and later are Google Cloud's pages on each generation (its "bidirectional"
-bandwidth of a chip, over twice the links, is that of a link one way); links of
-v2 and v3 are Jouppi et al. 2020, doi 10.1145/3360307, table 3; those of v4
-Jouppi et al. 2023, arXiv 2304.01433. The memory of a device is what libtpu
-0.0.42.1 lets a program use, as its own out-of-memory message says. The clock
-turns the compiler's cycles into seconds; it is the one at which a chip's
-matrix units reach its peak. That of TPU7x, and what the links of v2 and v3
-carry one way, could not be checked against a second source.
-"""
+"""The TPU slices that can be planned for: their shapes, names and links."""
 
 import dataclasses
 import math
@@ -20,17 +9,18 @@ from jax.experimental import topologies
 
 from bert_jax.errors import UserError
 from bert_jax.hlo import cost, links
+from bert_jax.planning.generations import GENERATIONS, Generation
 from bert_jax.training import flops
 
-# For a process that compiles for devices that it does not have: no metadata
-# server is asked, two plans may run at once, and libtpu has no reason to
-# complain that this machine is no TPU host.
+# Environment to compile for TPUs on a machine without any: libtpu asks no
+# metadata server, allows two processes at once, and does not warn that this
+# machine is no TPU host.
 LIBTPU_SETTINGS = {
   "TPU_SKIP_MDS_QUERY": "1",
   "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
   "TPU_ACCELERATOR_TYPE": "v5litepod-4",
   "TPU_WORKER_HOSTNAMES": "localhost",
-  # The compiler overflows its stacks on narrow models for TPU7x.
+  # The default stack is too small for narrow models on TPU7x.
   "LIBTPU_INIT_ARGS": "--fibers_default_thread_stack_size=4194304",
 }
 
@@ -40,10 +30,10 @@ def find_slices(names):
 
   Args:
     names: separated by commas; each as for `find_slice`, or a number of
-      chips, "16", for every generation's slice of so many.
+      chips, "16", for the slices of that size of every generation.
 
   Returns:
-    list of `Slice`, none of them twice.
+    list of `Slice` without duplicates.
 
   Raises:
     UserError: there is no such slice; the message lists the known ones.
@@ -59,7 +49,7 @@ def find_slices(names):
 
 
 def find_slice(name):
-  """Finds a slice by its shape or by the name that users rent it under.
+  """Finds a slice by its shape or by the name of its accelerator type.
 
   Args:
     name: "v5e:4x4", "v4:2x2x4", or "v5litepod-16", "v4-32".
@@ -86,14 +76,15 @@ def known_slices():
 
 
 def format_known_slices():
-  """Returns a table of the known slices: shapes, and the names of the same."""
+  """Formats the known slices as a table of shapes and accelerator types."""
   lines = []
   for generation in GENERATIONS:
     slices = [s for s in known_slices() if s.generation is generation]
     shapes = ", ".join(s.text_shape for s in slices)
     sizes = ", ".join(s.rented_name.rpartition("-")[2] for s in slices)
     shapes = f"{generation.name}:{shapes}"
-    lines.append(f"  {shapes:54} {generation.rented_names[0]}-{sizes}")
+    note = " (counts cores, 2 a chip)" if generation.size_unit == 2 else ""
+    lines.append(f"  {shapes:54} {generation.rented_names[0]}-{sizes}{note}")
   return "\n".join(lines)
 
 
@@ -106,13 +97,13 @@ def _refuse(name):
 
 
 def describe_devices(planned):
-  """Asks libtpu for the devices of a slice that nobody holds.
+  """Asks libtpu for the devices of a slice, which need not exist.
 
   Args:
     planned: `Slice`.
 
   Returns:
-    list of jax devices to compile for, `planned.num_devices` of them.
+    list of `planned.num_devices` jax devices to compile for.
 
   Raises:
     UserError: libtpu is not installed, or does not know the slice.
@@ -136,48 +127,8 @@ def describe_devices(planned):
 
 
 @dataclasses.dataclass(frozen=True)
-class Generation:
-  """One kind of chip.
-
-  Attributes:
-    name: before the shape, as we print it.
-    aliases: other names before the shape.
-    rented_names: names before the size of a slice, the usual one first.
-    size_unit: what such a size counts for each chip: TensorCores or chips.
-    libtpu_name: libtpu's own.
-    device_kind: what jax calls a device.
-    devices_per_chip: jax devices.
-    megacore: whether a chip's two cores work as one device.
-    shapes: known slices, 4 to 256 chips.
-    full_dim: size from which on a dimension is a ring and no line; where
-      `full_cube` is true, all dimensions must be as long.
-    full_cube: see `full_dim`.
-    hbm_bytes: memory of a device that a program may use.
-    hbm_bytes_per_second: of a chip.
-    link_bytes_per_second: of one link of a chip, one way.
-    clock_hz: cycles a second that the compiler counts.
-  """
-
-  name: str
-  aliases: tuple
-  rented_names: tuple
-  size_unit: int
-  libtpu_name: str
-  device_kind: str
-  devices_per_chip: int
-  megacore: bool
-  shapes: tuple
-  full_dim: int
-  full_cube: bool
-  hbm_bytes: float
-  hbm_bytes_per_second: float
-  link_bytes_per_second: float
-  clock_hz: float
-
-
-@dataclasses.dataclass(frozen=True)
 class Slice:
-  """Chips that are rented together.
+  """A TPU slice: chips that are rented together.
 
   Attributes:
     generation: `Generation`.
@@ -197,12 +148,20 @@ class Slice:
 
   @property
   def num_chips(self):
-    """What is paid for."""
+    """Chips, by which a slice is paid for."""
     return math.prod(self.shape)
 
   @property
+  def description(self):
+    """Such as "v5e:4x4 (v5litepod-16, 16 chips)".
+
+    Rented names of some generations count cores: tpu7x-16 has 8 chips.
+    """
+    return f"{self} ({self.rented_name}, {self.num_chips} chips)"
+
+  @property
   def num_devices(self):
-    """What a mesh is made of."""
+    """jax devices, of which a mesh is made; two a chip in some generations."""
     return self.num_chips * self.generation.devices_per_chip
 
   @property
@@ -213,7 +172,7 @@ class Slice:
 
   @property
   def aliases(self):
-    """All names that users may say, in lower case."""
+    """All names that a user may give, in lower case."""
     generation = self.generation
     size = self.num_chips * generation.size_unit
     return [
@@ -223,18 +182,19 @@ class Slice:
 
   @property
   def rings(self):
-    """Tells of each dimension whether its ends are joined."""
+    """Whether each dimension is a ring (wraps around), tuple of bool."""
     full = self.generation.full_dim
     shortest = min(self.shape) if self.generation.full_cube else full
     return tuple(min(shortest, size) >= full for size in self.shape)
 
   def torus(self, devices, *, in_the_middle=False):
-    """Returns the links between devices as a program counts them.
+    """Returns the positions and links of a mesh's devices.
 
     Args:
       devices: the jax devices of a mesh, in its order.
-      in_the_middle: as for a chip in the middle, whose lines end elsewhere. A
-        collective is as slow as the chip with the fewest links, at a corner.
+      in_the_middle: if True, counts the links of a chip in the middle of the
+        slice, as if every dimension were a ring. A collective is really as slow
+        as the chip with the fewest links, at a corner.
 
     Returns:
       `links.Torus`.
@@ -259,139 +219,3 @@ class Slice:
       hbm_bytes_per_second=generation.hbm_bytes_per_second / share,
       num_cores=2 if generation.megacore else 1,
     )
-
-
-_GIB = 2**30
-_SQUARES = ((2, 2), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
-_FLAT = ((2, 2), (2, 4), *_SQUARES[1:])
-_CUBES = (
-  (2, 2, 1),
-  (2, 2, 2),
-  (2, 2, 4),
-  (2, 4, 4),
-  (4, 4, 4),
-  (4, 4, 8),
-  (4, 8, 8),
-)
-GENERATIONS = (
-  Generation(
-    name="v2",
-    aliases=(),
-    rented_names=("v2",),
-    size_unit=2,
-    libtpu_name="v2",
-    device_kind="TPU v2",
-    devices_per_chip=2,
-    megacore=False,
-    # Nobody rents 4x8.
-    shapes=((2, 2), (4, 4), (8, 8), (8, 16), (16, 16)),
-    full_dim=16,
-    full_cube=False,
-    hbm_bytes=7.48 * _GIB,
-    hbm_bytes_per_second=700e9,
-    link_bytes_per_second=62e9,
-    clock_hz=0.70e9,
-  ),
-  Generation(
-    name="v3",
-    aliases=(),
-    rented_names=("v3",),
-    size_unit=2,
-    libtpu_name="v3",
-    device_kind="TPU v3",
-    devices_per_chip=2,
-    megacore=False,
-    shapes=_SQUARES,
-    full_dim=32,
-    full_cube=False,
-    hbm_bytes=15.48 * _GIB,
-    hbm_bytes_per_second=900e9,
-    link_bytes_per_second=82e9,
-    clock_hz=0.94e9,
-  ),
-  Generation(
-    name="v4",
-    aliases=(),
-    rented_names=("v4",),
-    size_unit=2,
-    libtpu_name="v4",
-    device_kind="TPU v4",
-    devices_per_chip=1,
-    megacore=True,
-    shapes=_CUBES,
-    full_dim=4,
-    full_cube=True,
-    hbm_bytes=30.75 * _GIB,
-    hbm_bytes_per_second=1228e9,
-    link_bytes_per_second=50e9,
-    clock_hz=1.05e9,
-  ),
-  Generation(
-    name="v5e",
-    aliases=("v5litepod",),
-    rented_names=("v5litepod", "v5e"),
-    size_unit=1,
-    libtpu_name="v5e",
-    device_kind="TPU v5 lite",
-    devices_per_chip=1,
-    megacore=False,
-    shapes=_FLAT,
-    full_dim=16,
-    full_cube=False,
-    hbm_bytes=15.75 * _GIB,
-    hbm_bytes_per_second=819e9,
-    link_bytes_per_second=50e9,
-    clock_hz=1.5e9,
-  ),
-  Generation(
-    name="v5p",
-    aliases=("v5",),
-    rented_names=("v5p",),
-    size_unit=2,
-    libtpu_name="v5",
-    device_kind="TPU v5",
-    devices_per_chip=1,
-    megacore=True,
-    shapes=_CUBES,
-    full_dim=4,
-    full_cube=True,
-    hbm_bytes=95.74 * _GIB,
-    hbm_bytes_per_second=2765e9,
-    link_bytes_per_second=100e9,
-    clock_hz=1.75e9,
-  ),
-  Generation(
-    name="v6e",
-    aliases=(),
-    rented_names=("v6e",),
-    size_unit=1,
-    libtpu_name="v6e",
-    device_kind="TPU v6 lite",
-    devices_per_chip=1,
-    megacore=False,
-    shapes=_FLAT,
-    full_dim=16,
-    full_cube=False,
-    hbm_bytes=31.25 * _GIB,
-    hbm_bytes_per_second=1600e9,
-    link_bytes_per_second=100e9,
-    clock_hz=1.75e9,
-  ),
-  Generation(
-    name="tpu7x",
-    aliases=("v7x", "ironwood"),
-    rented_names=("tpu7x",),
-    size_unit=2,
-    libtpu_name="tpu7x",
-    device_kind="TPU7x",
-    devices_per_chip=2,
-    megacore=False,
-    shapes=_CUBES,
-    full_dim=4,
-    full_cube=True,
-    hbm_bytes=94.75 * _GIB,
-    hbm_bytes_per_second=7380e9,
-    link_bytes_per_second=100e9,
-    clock_hz=2.2e9,
-  ),
-)

@@ -1,6 +1,6 @@
-"""Compiles the step of a phase for a slice and reads time and memory off it.
+"""Compiles the step of a phase for a slice and estimates its time and memory.
 
-How far to trust the time: see `plan.py`.
+How far to trust the time: see `run_plan.py`.
 """
 
 import collections
@@ -21,10 +21,10 @@ from bert_jax.sharding import compiler_options, partitioning
 from bert_jax.storage import paths
 from bert_jax.training import flops
 
-# Of the work and of the whole; `plan.py` says where they come from.
+# A step's range, relative to its estimate; `run_plan.py` has the reasons.
 RANGE = (0.8, 1.4)
 
-# Parts of the model by the compiler's name of an operation, first match wins.
+# Parts of the model by an instruction's path in it; the first match counts.
 _WORK_PARTS = (
   ("attention", r"/attention/self/"),
   ("dense layers", r"/layer/|/encoder/"),
@@ -48,18 +48,17 @@ def plan_phase(config, planned, name, hlo_dir=None):
     hlo_dir: folder for the compiled program `<name>.txt`, or None.
 
   Returns:
-    dict of what `plan --json` prints for a phase; seconds, bytes and FLOPs,
-    bytes for one device. Where the step does not fit, `needed_bytes` instead
-    of times.
+    dict of what `plan --json` prints for a phase, in seconds, FLOPs, and bytes
+    of one device. Where the step does not fit, `needed_bytes` instead of times.
 
   Raises:
-    UserError: the settings do not fit the slice.
+    UserError: the mesh or batch does not fit the slice, or a kernel VMEM.
   """
   jax.config.update("jax_platforms", "cpu")
   with tempfile.TemporaryDirectory(prefix="bundles-") as folder:
     _add_libtpu_flags(bundles_lib.dump_flags(folder))
     run = create_run(config, planned)
-    report = _known_before(run, planned, name)
+    report = _describe_phase(run, planned, name)
     try:
       compiled = compile_step(run, name)
     except jax.errors.JaxRuntimeError as e:
@@ -86,7 +85,7 @@ def create_run(config, planned):
 
 
 def _add_libtpu_flags(flags):
-  """Adds flags for libtpu, read when it describes its first device."""
+  """Adds flags for libtpu, which reads them at its first use."""
   ours = slices.LIBTPU_SETTINGS["LIBTPU_INIT_ARGS"]
   given = os.environ.get("LIBTPU_INIT_ARGS", ours)
   os.environ["LIBTPU_INIT_ARGS"] = f"{given} {flags}"
@@ -98,21 +97,20 @@ def compile_step(run, name):
 
 
 def lower_step(run, name):
-  """Returns the same before the compiler, a `jax.stages.Lowered`."""
+  """Lowers the train step of phase `name`, to a `jax.stages.Lowered`."""
   state = run_lib.abstract_sharded_state(run)
   train_step = objective.make_train_step(run, name, state)
   return train_step.lower(state, run_lib.abstract_batch(run, name))
 
 
 def sharding_table(run):
-  """Lists how every parameter is split.
+  """Lists how every parameter is sharded between steps.
 
   Args:
     run: `Run`.
 
   Returns:
-    list of (path, shape, logical axes, mesh axes between the steps, bytes a
-    device between the steps).
+    list of (path, shape, logical axes, mesh axes, bytes a device).
   """
   params = run_lib.abstract_sharded_state(run).params
   rows = []
@@ -124,8 +122,8 @@ def sharding_table(run):
   return rows
 
 
-def _known_before(run, planned, name):
-  """Returns what needs no compiler: sizes, and what a device must hold."""
+def _describe_phase(run, planned, name):
+  """Returns what a report has without a compilation: sizes, state, FLOPs."""
   phase = run.config[name]
   state = run_lib.abstract_sharded_state(run)
   model_flops = flops.count_train_flops(
@@ -155,18 +153,18 @@ def _known_before(run, planned, name):
 
 
 def _read_memory(text, compiled):
-  """Returns what else lies in a device's memory, by kind."""
-  made = memory_lib.count_made_bytes(compiled, "tpu")
-  activations = min(memory_lib.count_activations(text), made)
+  """Returns the bytes of a device's memory that only the compiler knows."""
+  allocated = memory_lib.count_step_bytes(compiled, "tpu")
+  activations = min(memory_lib.count_activations(text), allocated)
   return {
     "activations": activations,
-    "temporaries": made - activations,
+    "temporaries": allocated - activations,
     "program": compiled.memory_analysis().generated_code_size_in_bytes,
   }
 
 
 def _read_times(text, run, planned, report, bundles):
-  """Returns the estimates of a step's time, and what they are made of."""
+  """Returns the estimates of a step's time, and of its parts."""
   devices = run.mesh.devices.ravel()
   cost, best_cost = (
     cost_lib.estimate(
@@ -179,12 +177,8 @@ def _read_times(text, run, planned, report, bundles):
   )
   best = report["best_step_seconds"]
   seconds = max(cost.seconds, best)
-  # What is neither a matrix product at the peak nor waiting for the links.
-  parts = {
-    "matrix products at the peak": best,
-    "waiting for the links": cost.exposed_seconds,
-    "memory and all other work": seconds - best - cost.exposed_seconds,
-  }
+  parts = _time_parts(cost)
+  parts["matrix multiplications"] += seconds - cost.seconds
   return {
     "compute_seconds": cost.compute_seconds,
     "kernel_seconds": cost.kernel_seconds,
@@ -208,32 +202,48 @@ def _read_times(text, run, planned, report, bundles):
   }
 
 
+def _time_parts(cost):
+  """Splits the seconds of a step by what the chip is busy with."""
+  return {
+    "matrix multiplications": cost.matmul_seconds,
+    "attention kernels": cost.kernel_seconds,
+    "vector work": cost.compute_seconds - cost.matmul_seconds,
+    "embedding rows": cost.row_seconds,
+    "waiting for links": cost.exposed_seconds,
+  }
+
+
 def _work_parts(cost, clock_hz):
-  """Returns the seconds of the compiler's estimates by part of the model."""
+  """Splits the compiler's estimates by part of the model, in seconds."""
   parts = collections.Counter()
   for op, cycles in cost.cycles_by_op.items():
     found = (part for part, pattern in _WORK_PARTS if re.search(pattern, op))
-    # A fusion goes by the last of its operations.
+    # A fusion's cycles are booked on the part of its last operation.
     parts[next(found, "update and rest")] += cycles / clock_hz
   return dict(parts)
 
 
 def _read_overflow(message, report, where):
-  """Returns what a step needs that does not fit, from an error of libtpu.
+  """Reads how much memory a step needs that does not fit, from libtpu's error.
+
+  Args:
+    message: str of the error.
+    report: see `_describe_phase`; the memory that the step needs is added.
+    where: names phase and slice, for the error.
 
   Returns:
-    dict of what joins a report, or None if the message is about something else.
+    dict to add to the report, or None if the message is about something else.
 
   Raises:
-    UserError: a kernel or fusion overflows the vector memory.
+    UserError: a kernel or fusion overflows VMEM.
   """
   if "memory space vmem" in message:
     sizes = re.search(r"([\d.]+\w) (?:of|and limit) ([\d.]+\w)", message)
     used = f" ({sizes[1]} of {sizes[2]})" if sizes else ""
     raise UserError(
-      f"{where} overflows the chip's vector memory{used}; expected a step that "
-      "fits: max_seq_length of this phase lower or a multiple of 128, "
-      "or more config.optimizer.grad_accumulation"
+      f"{where} overflows the chip's vector memory (VMEM){used}; expected a "
+      "step that fits (set this phase's max_seq_length lower or to a multiple "
+      "of 128, or config.optimizer.grad_accumulation higher)"
     )
   memory = report["memory_bytes"]
   temporaries = _missing_memory(message, memory)
@@ -244,11 +254,11 @@ def _read_overflow(message, report, where):
 
 
 def _missing_memory(message, known):
-  """Returns the bytes that a step makes on its way, from an error of libtpu.
+  """Reads the bytes of activations and temporaries from libtpu's error.
 
   Args:
-    message: str.
-    known: bytes by kind of what it must hold anyway.
+    message: str of the error.
+    known: dict of kind to bytes of everything else.
 
   Returns:
     float, or None where the message is about something else.

@@ -1,4 +1,4 @@
-"""The mesh of devices: what each holds, and how it crosses the links.
+"""The mesh of devices, how arrays are sharded over it, and collectives.
 
 Rule: knows parameters by their paths and shapes, never what they compute.
 """

@@ -1,4 +1,4 @@
-"""What the compiler of TPUs is told, and how a step is compiled."""
+"""Options of the TPU's compiler, and the compilation of a step."""
 
 import jax
 
@@ -6,34 +6,33 @@ from bert_jax.sharding import mesh as mesh_lib
 
 _FUSE_ALL_REDUCE = "xla_tpu_enable_async_collective_fusion_fuse_all_reduce"
 _FUSE_ALL_GATHER = "xla_tpu_enable_async_collective_fusion_fuse_all_gather"
-# Devices whose vector memory has no room for the former.
+# TPU kinds where a fused all-reduce overflows VMEM.
 _WITHOUT_FUSED_ALL_REDUCE = ("TPU v2", "TPU v3", "TPU v4", "TPU7x")
 
-# Times are the compiler's, of BERT-base cut to two layers, 256 x 128 on 16
-# chips of v5e: 3.88 ms with all of them.
+# Times are the compiler's estimates of two layers of BERT-base, 256 x 128 on 16
+# chips of v5e: 3.88 ms with all options.
 TPU_OPTIONS = {
-  # Gradients are reduced whole, not in a ring of fifteen small products:
-  # without it 5.15 ms.
+  # Never splits a matrix multiplication to send its result piece by piece:
+  # without this option 5.15 ms.
   "xla_jf_spmd_threshold_for_windowed_einsum_mib": 1_000_000,
-  # Each matrix' gradient is reduced by itself, and none waits for others to be
-  # sent together: without it 4.64 ms.
+  # Reduces each matrix' gradient as soon as it is there; does not combine it
+  # with later ones: without this option 4.64 ms.
   "xla_jf_crs_combiner_threshold_in_bytes": 1_000_000,
-  # They are reduced beside other work, inside of a product: without either 4.65
-  # ms.
+  # All-reduces run during a matrix multiplication: without these two 4.65 ms.
   "xla_enable_async_all_reduce": True,
   _FUSE_ALL_REDUCE: True,
-  # Weights are gathered, not summed with zeros, as the compiler does on 64
-  # chips: two layers of BERT-large there 5.45 to 4.71 ms.
+  # Gathers weights by all-gathers; by default the compiler sums zero-padded
+  # shards on 64 chips: two layers of BERT-large there 5.45 to 4.71 ms.
   "xla_tpu_prefer_async_allgather_to_allreduce": True,
-  # And beside other work on every generation, as by default on v5e: BERT-base,
-  # 256 x 128, from 6.77 to 6.11 ms on 16 chips of v6e.
+  # All-gathers run during other work on every generation; by default only on
+  # v5e: BERT-base, 256 x 128, on 16 chips of v6e 6.77 to 6.11 ms.
   "xla_enable_async_all_gather": True,
   _FUSE_ALL_GATHER: True,
 }
 
 
 def compiler_options(mesh):
-  """Returns the compiler's options for a step on a mesh; None: its own."""
+  """Returns the compiler's options for a step; None keeps its defaults."""
   if not mesh_lib.is_tpu(mesh):
     return None
   kind = mesh.devices.flat[0].device_kind
@@ -42,7 +41,7 @@ def compiler_options(mesh):
 
 
 def compile_step(lowered):
-  """Compiles a step, if need be with nothing sent inside of a product.
+  """Compiles a step; on VMEM overflow retries without fused collectives.
 
   Args:
     lowered: `jax.stages.Lowered`.
@@ -51,7 +50,7 @@ def compile_step(lowered):
     `jax.stages.Compiled`.
 
   Raises:
-    jax.errors.JaxRuntimeError: it can't be compiled.
+    jax.errors.JaxRuntimeError: the step cannot be compiled either way.
   """
   try:
     return lowered.compile()

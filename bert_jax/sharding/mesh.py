@@ -2,11 +2,10 @@
 
 It has three axes:
 
-  data   each device sees other rows of the batch; float32 weights and the
-         optimizer's moments are split over it between the steps, and whole
-         weights are gathered once a step (ZeRO-1)
-  fsdp   the same, but weights are gathered where they are used
-  model  heads, feed-forward and vocabulary are split (tensor parallelism)
+  data   splits the batch, and float32 weights and optimizer moments between
+         steps; whole weights are gathered once a step (ZeRO-1)
+  fsdp   the same, but each layer's weights are gathered where they are used
+  model  splits heads, feed-forward and vocabulary (tensor parallelism)
 """
 
 import functools
@@ -26,7 +25,7 @@ def create_mesh(config, devices=None):
   """Arranges devices in a mesh.
 
   Args:
-    config: `config.mesh`; devices per axis, -1 takes what is left.
+    config: `config.mesh`; devices per axis, -1 for all remaining ones.
     devices: list of jax devices; all of them by default.
 
   Returns:
@@ -37,8 +36,8 @@ def create_mesh(config, devices=None):
   """
   devices = jax.devices() if devices is None else devices
   sizes = mesh_sizes(config, len(devices))
-  # In the order of the torus; unlike jax.make_mesh also where an axis takes
-  # part of one of its dimensions, as 2 x 2 x 4 does on v4-32.
+  # Neighbours in the mesh are neighbours in the torus. jax.make_mesh cannot
+  # split a dimension of the torus between mesh axes.
   arranged = mesh_utils.create_device_mesh(
     sizes, devices, allow_split_physical_axes=True
   )
@@ -46,7 +45,18 @@ def create_mesh(config, devices=None):
 
 
 def mesh_sizes(config, num_devices):
-  """Returns the devices of each axis of `MESH_AXES`; same errors."""
+  """Returns how many devices each axis of `MESH_AXES` has.
+
+  Args:
+    config: `config.mesh`.
+    num_devices: int.
+
+  Returns:
+    list of int.
+
+  Raises:
+    UserError: the sizes do not multiply to `num_devices`.
+  """
   sizes = [config[axis] for axis in MESH_AXES]
   fixed = math.prod(size for size in sizes if size != -1)
   sizes = [num_devices // fixed if size == -1 else size for size in sizes]
@@ -64,14 +74,15 @@ def is_tpu(mesh):
 
 
 def traced_on(mesh, function):
-  """Makes a function's model know the devices that it is traced for.
+  """Wraps a function so that it is traced with a mesh in context.
 
   Args:
     mesh: `jax.sharding.Mesh`.
     function: to be jitted.
 
   Returns:
-    Function like it; see `devices.platform`.
+    function with the same arguments and result; within it,
+    `devices.platform()` is that of the mesh.
   """
 
   @functools.wraps(function)

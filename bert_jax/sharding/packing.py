@@ -1,20 +1,19 @@
-"""Weights of query, key and value side by side.
+"""Packs the weights of query, key and value into one matrix.
 
-On TPUs a step computes with the three as one matrix [D, 3 D]: one product, one
-gather over the links, one gradient and one reduction a layer, where there were
-three of each. They are packed and unpacked inside of the step; parameters,
-optimizer state and checkpoints hold three.
+On TPUs a step computes with one matrix [D, 3 D]: one matrix multiplication, one
+all-gather and one gradient reduction a layer instead of three. Packing happens
+inside the step; parameters, optimizer state and checkpoints hold three.
 
-Columns are interleaved in units of whole heads: one unit of query, the same
-heads of key, then of value, so that a device of the model axis holds all three
-of its own heads, and so does a block of the attention kernel.
+Columns are interleaved in units of whole heads: a unit of query, the same heads
+of key, then of value. So a device of the model axis, and a grid step of the
+attention kernel, holds all three of its own heads.
 """
 
 import jax.numpy as jnp
 
 NAMES = ("query", "key", "value")
 PACKED = "query_key_value"
-# Lanes of a vector register: what a unit should fill.
+# Lanes of a TPU's vector register, which a unit should fill.
 LANES = 128
 
 
@@ -27,8 +26,8 @@ def unit_size(width, head_size, num_shards):
     num_shards: devices that the heads are split over.
 
   Returns:
-    int: as many heads as fill the lanes, or a device's whole share where that
-    does not divide it.
+    int: as many heads as fill the lanes, or all columns of a device if that
+    does not divide them.
   """
   unit = max(1, LANES // head_size) * head_size
   share = width // num_shards
@@ -53,11 +52,11 @@ def pack_params(params, head_size, num_shards):
 
   Args:
     params: nested dict of arrays.
-    head_size: see `unit_size`, as is the next.
-    num_shards: int.
+    head_size: H.
+    num_shards: devices that the heads are split over.
 
   Returns:
-    The same dict, but with `PACKED` in the place of `NAMES`.
+    The same dict, with `PACKED` instead of the three `NAMES`.
   """
 
   def pack(own):
@@ -89,19 +88,19 @@ def unpack_params(params, head_size, num_shards):
 
 
 def pack_shardings(shardings):
-  """Shards packed weights as those of the query are.
+  """Returns the shardings of packed parameters: those of the query.
 
   Args:
     shardings: nested dict of `NamedSharding`, of unpacked parameters.
 
   Returns:
-    The same for packed ones.
+    nested dict of `NamedSharding`, as `pack_params` packs parameters.
   """
   return _replace(shardings, NAMES[0], lambda own: {PACKED: own[NAMES[0]]})
 
 
 def _replace(tree, name, change):
-  """Changes every dict of a nested dict that holds `name`."""
+  """Applies `change` to every dict of a nested dict that holds `name`."""
   if not isinstance(tree, dict):
     return tree
   if name in tree:

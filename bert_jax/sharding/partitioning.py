@@ -1,8 +1,8 @@
-"""Which device holds which part of the parameters and the optimizer's state.
+"""Shardings of the parameters and of the optimizer's state.
 
-Two tables say it: a parameter's path gives the logical names of its
-dimensions, a logical name gives its mesh axis. jax.jit with these shardings
-inserts the collectives (what used to be called pjit).
+Two tables: a parameter's path gives the logical names of its dimensions, and a
+logical name gives its mesh axis. jax.jit with these shardings inserts the
+collectives (what used to be called pjit).
 """
 
 import math
@@ -36,8 +36,8 @@ PARAM_AXES = (
   (r"(classifier|qa_outputs)/bias", (None,)),
 )
 
-# Smaller matrices, biases and LayerNorms are not split over the data axis: to
-# gather one takes longer than to update all of it.
+# Smaller matrices, biases and LayerNorms are replicated over the data axis:
+# gathering one takes longer than updating all of it.
 MIN_SPLIT_SIZE = 2**14
 
 # Logical name -> mesh axis.
@@ -76,7 +76,7 @@ def param_axes(path, shape):
 
 
 def gathered_shardings(mesh, params):
-  """Shards every parameter by the table, as the model computes with it.
+  """Returns the shardings of the parameters within a step, by the table.
 
   Args:
     mesh: `jax.sharding.Mesh`.
@@ -104,10 +104,10 @@ def gathered_shardings(mesh, params):
 
 
 def param_shardings(mesh, params):
-  """Shards every parameter as it is kept between the steps.
+  """Returns the shardings of the parameters between steps.
 
-  By the table, and once more over the data axis. Same arguments, result and
-  errors as `gathered_shardings`.
+  As `gathered_shardings`, whose arguments, result and errors are the same, and
+  also over the data axis.
   """
   return jax.tree.map(
     _split_over_data, params, gathered_shardings(mesh, params)
@@ -115,7 +115,7 @@ def param_shardings(mesh, params):
 
 
 def state_shardings(mesh, state, optimizer):
-  """Shards a whole train state.
+  """Returns the shardings of a whole train state.
 
   Args:
     mesh: `jax.sharding.Mesh`.
@@ -125,24 +125,27 @@ def state_shardings(mesh, state, optimizer):
   Returns:
     `TrainState` of `NamedSharding`.
   """
-  whole = NamedSharding(mesh, PartitionSpec())
+  replicated = NamedSharding(mesh, PartitionSpec())
   params = param_shardings(mesh, state.params)
-  # Everything in the optimizer state that looks like the parameters, the
-  # moments, is split like them; counters are whole.
+  # Moments have the tree of the parameters and are sharded like them; counters
+  # are replicated.
   opt_state = optax.tree_map_params(
     optimizer,
     lambda _, sharding: sharding,
     state.opt_state,
     params,
-    transform_non_params=lambda _: whole,
+    transform_non_params=lambda _: replicated,
   )
   return state.replace(
-    step=whole, params=params, opt_state=opt_state, skipped_steps=whole
+    step=replicated,
+    params=params,
+    opt_state=opt_state,
+    skipped_steps=replicated,
   )
 
 
 def abstract_state(mesh, state, optimizer):
-  """Adds its shardings to the shapes of a state, as it is restored to.
+  """Returns the shapes and shardings of a train state, to restore one to.
 
   Same arguments as `state_shardings`.
 
@@ -153,7 +156,7 @@ def abstract_state(mesh, state, optimizer):
 
 
 def abstract_arrays(shapes, shardings):
-  """Joins shapes and shardings, as a checkpoint is restored to.
+  """Combines shapes and shardings, to restore a checkpoint to.
 
   Args:
     shapes: pytree of arrays or shapes.
@@ -189,11 +192,12 @@ def device_bytes(tree):
 def _split_over_data(leaf, sharding):
   """Adds the data axis to the longest dimension that divides by it (ZeRO-1).
 
-  Of two that are as long, to the one that is not split over the model axis:
-  the compiler finds no way from a product's split to both on one.
+  Of two dimensions of equal length, to the one that the model axis does not
+  split: XLA finds no direct way to reshard a gradient from "model" to both axes
+  on one dimension.
 
-  Rajbhandari et al. 2019, arXiv 1910.02054: each device updates its share of
-  the weights and the shares are gathered.
+  Rajbhandari et al. 2019, arXiv 1910.02054: each device updates its shard of
+  the weights, and the shards are gathered.
   """
   mesh, shape = sharding.mesh, leaf.shape
   if not is_split(leaf):
@@ -211,5 +215,5 @@ def _split_over_data(leaf, sharding):
 
 
 def is_split(leaf):
-  """Tells whether a parameter is split over the data axis, if it divides."""
+  """Tells whether a parameter is large enough to split over the data axis."""
   return len(leaf.shape) > 1 and leaf.size >= MIN_SPLIT_SIZE

@@ -1,4 +1,4 @@
-"""Which rows of a batch each device and each process holds."""
+"""Which rows (sequences) of a batch each device and each process holds."""
 
 import jax
 import numpy as np
@@ -14,15 +14,15 @@ def batch_sharding(mesh):
 
 
 def check_batch_size(mesh, name, batch_size):
-  """Checks that rows divide over the devices.
+  """Checks that a batch divides over the devices.
 
   Args:
     mesh: `jax.sharding.Mesh`.
     name: config key, for the message.
-    batch_size: rows of one pass through the model, over all devices.
+    batch_size: rows of a batch or micro-batch, over all devices.
 
   Raises:
-    UserError: they do not.
+    UserError: it does not.
   """
   shards = num_row_shards(mesh)
   if batch_size % shards:
@@ -36,8 +36,8 @@ def local_rows(mesh, batch_size):
   """Returns which rows of a global batch this process feeds.
 
   Args:
-    mesh: `jax.sharding.Mesh`; says which rows its devices hold, which need be
-      neither contiguous nor held by this process alone.
+    mesh: `jax.sharding.Mesh`. The rows of a process' devices need be neither
+      contiguous nor on its devices alone.
     batch_size: rows of the global batch.
 
   Returns:
@@ -49,7 +49,7 @@ def local_rows(mesh, batch_size):
 
 
 def _local_row_shards(mesh):
-  """Returns the numbers of the shards of rows that are held here, ascending."""
+  """Returns the numbers of the row shards on this process' devices, sorted."""
   one_row_each = (num_row_shards(mesh),)
   held = batch_sharding(mesh).addressable_devices_indices_map(one_row_each)
   return sorted({rows.start or 0 for (rows,) in held.values()})

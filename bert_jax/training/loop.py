@@ -191,7 +191,7 @@ def _figures(stage, program, state):
   params_bytes, opt_bytes = map(
     partitioning.device_bytes, (state.params, state.opt_state)
   )
-  made = memory.count_made_bytes(program, jax.default_backend())
+  made = memory.count_step_bytes(program, jax.default_backend())
   line = (
     f"{stage.name}: {stage.batch_size:,} x {stage.max_seq_length:.4g}, "
     f"{stage.flops_per_step / 1e12:.4g} model TFLOPs a step; GB a device: "

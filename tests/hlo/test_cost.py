@@ -1,4 +1,4 @@
-"""Claims about the reading of compiled programs, on short made-up ones."""
+"""Estimates of short made-up programs, added up by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -117,6 +117,37 @@ def test_a_loop_of_unknown_length_is_named():
   assert cost.uncosted["loop of unknown length, counted once"] == 1
 
 
+@pytest.mark.parametrize("opcode", ["gather", "scatter", "sort"])
+def test_a_small_gather_scatter_or_sort_is_named_too(opcode):
+  cost = estimate(f"%small.5 = f32[2]{{0}} {opcode}(%a)")
+  assert cost.uncosted["small"] == 1
+
+
+def test_matrix_multiplications_are_told_from_vector_work():
+  """Where a fusion calls another one that holds the product."""
+  text = PROGRAM.replace(
+    "ENTRY",
+    """%inner (p: f32[4]) -> f32[4] {
+  %p = f32[4]{0} parameter(0)
+  ROOT %product = f32[4]{0} convolution(%p, %p)
+}
+
+%outer (p: f32[4]) -> f32[4] {
+  %p = f32[4]{0} parameter(0)
+  ROOT %call = f32[4]{0} fusion(%p), calls=%inner
+}
+
+ENTRY""",
+  ).replace(
+    "BODY",
+    "  %m = f32[4]{0} fusion(%a), calls=%outer, "
+    'backend_config={"estimated_cycles":"300"}',
+  )
+  cost = cost_lib.estimate(text, RATES, TORUS)
+  assert cost.matmul_seconds == pytest.approx(300e-9)
+  assert cost.compute_seconds == pytest.approx(1300e-9)
+
+
 def test_synchronous_collective_is_exposed():
   """A megabyte around 16 chips, 15/16 of it twice over four links."""
   cost = estimate(
@@ -146,8 +177,8 @@ def test_asynchronous_collective_hides_behind_the_work_between():
   assert large.exposed_seconds == pytest.approx(20e-6 - 2e-6)
 
 
-def test_collective_begun_as_a_fusion_hides_too():
-  """The gather stands in the fusion; 32,000 bytes of result."""
+def test_collective_started_by_a_fusion_hides_too():
+  """The all-gather is inside the fusion; 32,000 bytes of result."""
   cost = estimate(
     "%async-collective-start.5 = (bf16[1000]{0}, bf16[16000]{0}) fusion(%a), "
     "calls=%held",

@@ -1,4 +1,4 @@
-"""How long collectives keep the links of a torus busy, counted by hand."""
+"""Times of collectives on a torus, computed by hand."""
 
 import dataclasses
 
@@ -58,7 +58,7 @@ def test_a_permute_takes_one_link():
   assert seconds == pytest.approx(1e6 / 50e9)
 
 
-def test_devices_of_one_chip_speak_at_a_links_speed():
+def test_devices_of_one_chip_send_at_a_links_speed():
   chip = links.Torus(((0, 0, 0),) * 2, (False,) * 3, 50e9)
   seconds = links.collective_seconds("all-gather", 1e6, (0, 1), chip)
   assert seconds == pytest.approx(0.5e6 / 50e9)

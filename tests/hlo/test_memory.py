@@ -1,4 +1,4 @@
-"""Claims about what waits in memory for the backward pass."""
+"""Which values of a schedule count as activations."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ def count(*lines):
 
 
 def test_only_what_the_backward_pass_reads_counts():
-  """Two of the forward pass are kept; one is used up, one lies in VMEM."""
+  """Two of the forward pass count; one has no reader left, one is in VMEM."""
   assert count(
     "%a = f32[9]{0} parameter(0)",
     f"%kept = f32[1000]{{0}} fusion(%a), {FORWARD}",
@@ -61,8 +61,8 @@ def test_a_prefetch_in_pieces_does_too():
   )
 
 
-def test_values_that_never_wait_together_do_not_add_up():
-  """As the passes of several micro-batches."""
+def test_values_that_are_never_alive_together_do_not_add_up():
+  """As those of several micro-batches."""
   assert (
     count(
       "%a = f32[9]{0} parameter(0)",
@@ -75,11 +75,11 @@ def test_values_that_never_wait_together_do_not_add_up():
   )
 
 
-def test_what_is_made_on_the_way_is_counted_without_the_arguments():
-  """A TPU's compiler: two of 256 MiB in and out, and one product between."""
+def test_a_steps_bytes_are_counted_without_its_arguments():
+  """A real program: 256 MiB in, as many out, and a matrix between."""
   (device, *_) = slices.describe_devices(slices.find_slice("v5e:2x2"))
   sharding = jax.sharding.SingleDeviceSharding(device)
   x = jax.ShapeDtypeStruct((8192, 8192), jnp.float32, sharding=sharding)
   compiled = jax.jit(lambda x: jnp.tanh(x @ x) @ x).lower(x).compile()
-  made = memory.count_made_bytes(compiled, "tpu")
+  made = memory.count_step_bytes(compiled, "tpu")
   assert made == pytest.approx((256 + 128) * 2**20, rel=0.01)

@@ -30,12 +30,12 @@ def _inputs(length, head_size, dtype):
   return arrays, jnp.arange(length)[None] < lengths[:, None]
 
 
-def _fused(query, key, value, mask, words, heads, rate):
+def _fused(query, key, value, mask, seeds, heads, rate):
   width = query.shape[-1]
   unit = packing.unit_size(width, width // len(heads), 1)
   packed = packing.interleave((query, key, value), unit)
   return attention_tpu.fused_attention(
-    packed, mask, words, heads, rate, interpret=True
+    packed, mask, seeds, heads, rate, interpret=True
   )
 
 
@@ -55,9 +55,9 @@ def _numpy_attention(query, key, value, mask, keep, rate):
 @pytest.mark.parametrize("rate", [0.0, 0.1])
 def test_the_kernel_computes_attention(rate):
   (query, key, value, _), mask = _inputs(32, 16, "float32")
-  (words,) = dropout.draw_words(jax.random.key(5), 1, ROWS)
-  keep = dropout.draw_attention_keep(words, rate, HEADS, 32)
-  out = _fused(query, key, value, mask, words, jnp.arange(HEADS), rate)
+  (seeds,) = dropout.draw_seeds(jax.random.key(5), 1, ROWS)
+  keep = dropout.draw_attention_keep(seeds, rate, HEADS, 32)
+  out = _fused(query, key, value, mask, seeds, jnp.arange(HEADS), rate)
   expected = _numpy_attention(query, key, value, mask, keep, rate)
   assert_close(out, expected, OTHER_LIBRARY)
 
@@ -78,15 +78,15 @@ def test_forward_and_backward_equal_the_plain_form_with_the_same_mask(
 ):
   """Equal gradients: the backward pass drops what the forward pass dropped."""
   (query, key, value, grad), mask = _inputs(length, head_size, dtype)
-  (words,) = dropout.draw_words(jax.random.key(7), 1, ROWS)
+  (seeds,) = dropout.draw_seeds(jax.random.key(7), 1, ROWS)
 
   def plain(query, key, value):
     return attention.plain_attention(
-      query, key, value, mask, HEADS, rate, words
+      query, key, value, mask, HEADS, rate, seeds
     )
 
   def fused(query, key, value):
-    return _fused(query, key, value, mask, words, jnp.arange(HEADS), rate)
+    return _fused(query, key, value, mask, seeds, jnp.arange(HEADS), rate)
 
   # The plain form in float32, so that only the kernel rounds.
   wide = [x.astype("float32") for x in (query, key, value)]
@@ -102,11 +102,11 @@ def test_forward_and_backward_equal_the_plain_form_with_the_same_mask(
 def test_queries_in_chunks_compute_what_they_do_at_once(monkeypatch):
   """Gradients of keys and values add up over the chunks."""
   (query, key, value, grad), mask = _inputs(512, 16, "float32")
-  (words,) = dropout.draw_words(jax.random.key(5), 1, ROWS)
+  (seeds,) = dropout.draw_seeds(jax.random.key(5), 1, ROWS)
 
   def run():
     out, pull = jax.vjp(
-      lambda *x: _fused(*x, mask, words, jnp.arange(HEADS), 0.1),
+      lambda *x: _fused(*x, mask, seeds, jnp.arange(HEADS), 0.1),
       *(query, key, value),
     )
     return out, *pull(grad)
@@ -123,16 +123,16 @@ def test_queries_in_chunks_compute_what_they_do_at_once(monkeypatch):
 def test_a_device_with_some_rows_and_heads_computes_its_part(heads_a_device):
   """Masks depend on the numbers of rows and heads in the whole, not here."""
   (query, key, value, _), mask = _inputs(32, 16, "float32")
-  (words,) = dropout.draw_words(jax.random.key(5), 1, ROWS)
+  (seeds,) = dropout.draw_seeds(jax.random.key(5), 1, ROWS)
   run = functools.partial(_fused, rate=0.1)
-  whole = run(query, key, value, mask, words, jnp.arange(HEADS))
+  whole = run(query, key, value, mask, seeds, jnp.arange(HEADS))
   for first in range(0, HEADS, heads_a_device):
     heads = np.arange(first, first + heads_a_device)
     lanes = slice(16 * first, 16 * (first + heads_a_device))
     part = run(
       *[x[1:, :, lanes] for x in (query, key, value)],
       mask[1:],
-      words[:, 1:],
+      seeds[:, 1:],
       jnp.asarray(heads),
     )
     assert_close(part, whole[1:, :, lanes], REORDERED)
@@ -142,13 +142,13 @@ def test_the_kernel_drops_its_share():
   """With uniform probabilities and values of 1 a row sums what is kept."""
   length = 128
   query = jnp.zeros((16, length, HEADS * 16))
-  (words,) = dropout.draw_words(jax.random.key(0), 1, 16)
+  (seeds,) = dropout.draw_seeds(jax.random.key(0), 1, 16)
   out = _fused(
     query,
     query,
     jnp.ones_like(query),
     jnp.ones((16, length), bool),
-    words,
+    seeds,
     jnp.arange(HEADS),
     0.1,
   )
@@ -169,10 +169,10 @@ def test_the_kernel_compiles_at_every_length(name, length):
   devices = slices.describe_devices(slices.find_slice(name))
   mesh = Mesh(np.array(devices[:1]), "x", axis_types=(AxisType.Auto,))
 
-  def gradient(packed, mask, words, heads, grad):
+  def gradient(packed, mask, seeds, heads, grad):
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
       _, pull = jax.vjp(
-        lambda x: attention_tpu.fused_attention(x, mask, words, heads, 0.1),
+        lambda x: attention_tpu.fused_attention(x, mask, seeds, heads, 0.1),
         packed,
       )
       return pull(grad)

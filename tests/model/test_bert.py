@@ -353,8 +353,8 @@ def test_attention_scores_and_softmax_are_float32():
 
 def test_dropout_zeroes_its_rate_and_keeps_the_mean():
   x = jnp.full((400, 500), 2.0)
-  (words,) = bert.draw_words(jax.random.key(0), 1, len(x))
-  y = bert.dropout(x, 0.1, words)
+  (seeds,) = bert.draw_seeds(jax.random.key(0), 1, len(x))
+  y = bert.dropout(x, 0.1, seeds)
   # Four standard errors of 200,000 draws.
   assert float((y == 0).mean()) == pytest.approx(0.1, abs=0.0027)
   np.testing.assert_allclose(y[y != 0], 2 / 0.9, rtol=1e-6)
@@ -383,8 +383,8 @@ def test_each_dropout_rate_acts(rate):
 
 
 @pytest.mark.slow
-def test_layers_computed_again_give_the_same_numbers_and_keep_less():
-  """With dropout, whose masks must be drawn again as they were."""
+def test_remat_gives_the_same_gradients_and_stores_fewer_activations():
+  """With dropout, whose masks must be the same when recomputed."""
   params, batch = random_params(SMALL), random_batch(SMALL)
 
   def loss(params, config):
@@ -407,13 +407,13 @@ def test_no_two_dropouts_share_their_bits():
   params, batch = random_params(SMALL), random_batch(SMALL)
   drawn = []
 
-  def record(x, rate, words):
-    drawn.append(tuple(words.ravel().tolist()))
+  def record(x, rate, seeds):
+    drawn.append(tuple(seeds.ravel().tolist()))
     return x
 
-  def record_attention(words, rate, num_heads, length):
-    drawn.append(tuple(words.ravel().tolist()))
-    return draw_attention_keep(words, rate, num_heads, length)
+  def record_attention(seeds, rate, num_heads, length):
+    drawn.append(tuple(seeds.ravel().tolist()))
+    return draw_attention_keep(seeds, rate, num_heads, length)
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(bert, "dropout", record)

@@ -11,8 +11,8 @@ from bert_jax.sharding import rows as rows_lib
 
 
 def test_hashed_masks_keep_their_share_in_every_row_and_column():
-  (words,) = dropout.draw_words(jax.random.key(3), 1, 64)
-  keep = np.asarray(dropout.draw_keep(words, 0.1, (64, 12, 40, 40)))
+  (seeds,) = dropout.draw_seeds(jax.random.key(3), 1, 64)
+  keep = np.asarray(dropout.draw_keep(seeds, 0.1, (64, 12, 40, 40)))
   assert keep.mean() == pytest.approx(0.9, abs=4 * 0.3 / keep.size**0.5)
   for axis in range(keep.ndim):
     others = tuple(i for i in range(keep.ndim) if i != axis)
@@ -23,8 +23,8 @@ def test_hashed_masks_keep_their_share_in_every_row_and_column():
 def test_hashed_masks_of_other_keys_numbers_and_rows_are_unrelated():
   """No two masks agree more often than chance: 0.9^2 + 0.1^2."""
   keys = jax.random.split(jax.random.key(0), 4)
-  words = [words for key in keys for words in dropout.draw_words(key, 2, 16)]
-  masks = np.stack([dropout.draw_keep(w, 0.1, (16, 4096)) for w in words])
+  seeds = [seeds for key in keys for seeds in dropout.draw_seeds(key, 2, 16)]
+  masks = np.stack([dropout.draw_keep(w, 0.1, (16, 4096)) for w in seeds])
   masks = masks.reshape(128, 4096)
   agree = (masks[:, None] == masks[None]).mean(-1)
   pairs = agree[np.triu_indices(128, 1)]
@@ -33,8 +33,8 @@ def test_hashed_masks_of_other_keys_numbers_and_rows_are_unrelated():
 
 
 def test_attention_masks_keep_their_share_at_every_head_query_and_key():
-  (words,) = dropout.draw_words(jax.random.key(3), 1, 32)
-  keep = np.asarray(dropout.draw_attention_keep(words, 0.1, 12, 64))
+  (seeds,) = dropout.draw_seeds(jax.random.key(3), 1, 32)
+  keep = np.asarray(dropout.draw_attention_keep(seeds, 0.1, 12, 64))
   assert keep.mean() == pytest.approx(0.9, abs=4 * 0.3 / keep.size**0.5)
   for axis in range(keep.ndim):
     others = tuple(i for i in range(keep.ndim) if i != axis)
@@ -44,8 +44,8 @@ def test_attention_masks_keep_their_share_at_every_head_query_and_key():
 
 def test_attention_masks_of_heads_are_unrelated():
   """Also of two heads that share the 32 bits of one hash."""
-  (words,) = dropout.draw_words(jax.random.key(1), 1, 16)
-  keep = np.asarray(dropout.draw_attention_keep(words, 0.1, 12, 64))
+  (seeds,) = dropout.draw_seeds(jax.random.key(1), 1, 16)
+  keep = np.asarray(dropout.draw_attention_keep(seeds, 0.1, 12, 64))
   masks = keep.reshape(16, 12, -1)
   agree = (masks[:, :, None] == masks[:, None]).mean(-1)
   deviation = (0.82 * 0.18 / masks.shape[-1]) ** 0.5
@@ -60,8 +60,8 @@ def test_hashed_mask_does_not_depend_on_the_mesh():
   mesh = mesh_lib.create_mesh(default_config().mesh)
 
   def draw(key):
-    (words,) = dropout.draw_words(key, 1, 32)
-    return dropout.draw_keep(words, 0.1, (32, 8, 24))
+    (seeds,) = dropout.draw_seeds(key, 1, 32)
+    return dropout.draw_keep(seeds, 0.1, (32, 8, 24))
 
   split = jax.jit(draw, out_shardings=rows_lib.batch_sharding(mesh))
   key = jax.random.key(1)

@@ -1,4 +1,4 @@
-"""Products equal plain einsums, and so do their gradients."""
+"""Our einsum and its gradients equal `jnp.einsum`."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ def _mesh(num_devices):
 
 
 def _with_gradients(einsum, mesh, spec, x, y):
-  """Returns the product and the gradients of a sum of its squares."""
+  """Returns the einsum and the gradients of a sum of its squares."""
 
   def loss(x, y):
     out = einsum(spec, x, y, preferred_element_type=jnp.float32)
@@ -50,7 +50,7 @@ def _with_gradients(einsum, mesh, spec, x, y):
   ],
 )
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
-def test_products_and_gradients_are_einsums(
+def test_results_and_gradients_equal_jnp_einsum(
   monkeypatch, spec, left, right, num_devices, platform
 ):
   monkeypatch.setattr(matmul, "platform", lambda: platform)
@@ -72,8 +72,8 @@ def test_products_and_gradients_are_einsums(
     np.testing.assert_allclose(found.astype(f32), expected, rtol=2**-8)
 
 
-def test_matrices_reach_the_processor_as_it_wants_them():
-  """Row-major in, float32 out: in the gradients as well."""
+def test_bfloat16_on_a_cpu_multiplies_row_major_matrices_to_float32():
+  """In the gradients as well."""
   x, y = jnp.ones((64, 32), jnp.bfloat16), jnp.ones((32, 16), jnp.bfloat16)
   mesh = _mesh(1)
 
@@ -96,7 +96,7 @@ def test_matrices_reach_the_processor_as_it_wants_them():
 def test_a_bias_is_added_to_every_row_and_so_is_its_gradient(
   monkeypatch, shape, dtype
 ):
-  """On a TPU, where the gradient's sum is a product."""
+  """On a TPU, where the gradient is a matrix multiplication."""
   monkeypatch.setattr(matmul, "platform", lambda: "tpu")
   rng = np.random.default_rng(0)
   # Few bits, so that bfloat16 holds every sum exactly.

@@ -157,7 +157,7 @@ def main(argv):
     folder = pathlib.Path(options.hlo, "peer")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "step.txt").write_text(text)
-    made = memory_lib.count_made_bytes(compiled, "tpu")
+    made = memory_lib.count_step_bytes(compiled, "tpu")
     print(json.dumps(read_program(text, made, planned)))
     return
   peer, ours = _plan_peer(options), _plan_ours(options)

@@ -9,7 +9,7 @@ GIB = 2**30
 
 
 def report(made, state=1, rows=64, **changes):
-  """A step of `rows` a device on 4 devices that made `made` GiB on its way."""
+  """A step of `rows` a device on 4 devices that allocates `made` GiB."""
   memory = {
     "parameters": state * GIB,
     "activations_and_temporaries": made * GIB,
@@ -27,7 +27,7 @@ def report(made, state=1, rows=64, **changes):
 
 def suggest(report):
   planned = slices.find_slice("v5e:2x2")
-  found = memory_advice.suggest_fitting(
+  found = memory_advice.suggest_settings(
     default_config(), planned, "phase1", report
   )
   return {change: num_bytes / GIB for change, num_bytes in found}
@@ -42,7 +42,7 @@ def test_the_smallest_change_of_each_kind_is_named():
   assert not any("fsdp" in change for change in found)
 
 
-def test_layers_computed_again_keep_their_inputs_alone():
+def test_remat_stores_inputs_of_layers_logits_and_one_layer():
   """512 rows a device of 128 slots, 20 predictions, twelve layers of 768.
 
   Beside a GiB of state: 1.125 GiB of bfloat16 inputs, 1.144 of float32 logits,
@@ -56,16 +56,16 @@ def test_layers_computed_again_keep_their_inputs_alone():
   config = default_config()
   config.model.remat = True
   planned = slices.find_slice("v5e:2x2")
-  again = memory_advice.suggest_fitting(config, planned, "phase1", report(100))
+  again = memory_advice.suggest_settings(config, planned, "phase1", report(100))
   assert "model.remat=True" not in dict(again)
 
 
 def test_rows_divide():
-  """Two rows a device can't go through in eight passes."""
+  """Two sequences a device cannot be split into eight micro-batches."""
   assert not any("accum" in change for change in suggest(report(100, rows=2)))
 
 
-def test_whole_weights_are_split_by_fsdp():
+def test_gathered_weights_are_split_by_fsdp():
   """5 G parameters: 20 GB of bfloat16 weights and gradients a device."""
   found = suggest(report(20e9 / GIB + 1, state=1, parameters=5_000_000_000))
   assert next(iter(found)) == "mesh.fsdp=2"
@@ -80,7 +80,7 @@ def test_other_chips_with_the_memory_are_named():
 
 def test_accumulation_to_try_next():
   config = default_config()
-  assert memory_advice.fitting_accumulation(config, report(100)) == 8
+  assert memory_advice.smallest_accumulation(config, report(100)) == 8
   assert (
-    memory_advice.fitting_accumulation(config, report(100, state=16)) is None
+    memory_advice.smallest_accumulation(config, report(100, state=16)) is None
   )

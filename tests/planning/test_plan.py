@@ -55,7 +55,7 @@ def test_prices_of_one_or_several_generations():
 @pytest.mark.parametrize(
   "text", ["cheap", "v5e=1.2", "v5e=1,v6e=x", "-1", "nan", "1,h100=3"]
 )
-def test_a_price_that_is_none_is_refused(text):
+def test_a_bad_price_is_refused(text):
   with pytest.raises(UserError, match="v5e=PRICE,v6e=PRICE"):
     run_plan.parse_prices(text, _slices("v5e:2x2", "v6e:2x2"))
 
@@ -72,7 +72,7 @@ def planned(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_real_step_compiles_for_a_slice_that_nobody_holds(planned):
+def test_the_real_step_compiles_for_a_slice_without_its_devices(planned):
   report, text = planned
   (found,) = report["phases"].values()
   assert (report["topology"], report["chips"]) == ("v5e:2x2", 4)
@@ -126,6 +126,43 @@ def test_another_reading_of_the_program_finds_the_same(planned):
 
 
 @pytest.mark.slow
+def test_every_gather_scatter_sort_and_call_is_priced_or_named(planned):
+  """Of the scheduled instructions, and of those that they fuse."""
+  report, text = planned
+  unpriced = report["phases"]["phase1"]["no_estimate"]
+  computations = {
+    head.split(" ")[-1].lstrip("%") if "ENTRY" not in head else "ENTRY": body
+    for head, body in re.findall(
+      r"^((?:ENTRY )?%?[\w.\-]+) \(.*\{\n((?:(?:  |\"|}},).*\n)*)",
+      text,
+      re.MULTILINE,
+    )
+  }
+  kinds = r" (gather|scatter|sort|custom-call|rng-bit-generator)\("
+  loops = re.findall(r" while\(.*body=%?([\w.\-]+)", computations["ENTRY"])
+  scheduled = [computations[name] for name in ("ENTRY", *loops)]
+  found = 0
+  for line in re.sub(r'\n(?="|\}\},)', "", "".join(scheduled)).splitlines():
+    fused = re.search(r" fusion\(.*calls=%?([\w.\-]+)", line)
+    within = computations[fused[1]] if fused else line
+    if not re.search(kinds, within):
+      continue
+    found += 1
+    name = re.search(r"%?([\w.\-]+?)[.\d]* = ", line)[1]
+    assert (
+      re.search(r'"estimated_cycles":"\d{1,15}"', line)
+      or '"cost_estimate":{"flops"' in line
+      # Rows of 128 entries, priced by the row.
+      or re.search(r"\[[\d,]*,128\][^ ]* (gather|scatter)\(", within)
+      or re.search("AllocateBuffer|ConcatBitcast|PrepareAsync", line)
+      or name in unpriced
+    ), line[:300]
+  assert found > 10
+  text = report_lib.format_plan(report)
+  assert all(f"{n} {name}" in text for name, n in unpriced.items())
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["v3-8", "tpu7x-8"])
 def test_half_a_chip_is_a_device_and_a_whole_one_is_paid_for(name):
   """A narrow model on TPU7x also overflowed the compiler's stacks."""
@@ -145,7 +182,7 @@ def test_half_a_chip_is_a_device_and_a_whole_one_is_paid_for(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["v3-32", "v4-32", "tpu7x-32"])
 def test_a_layer_of_bert_base_compiles_where_vector_memory_is_small(name):
-  """An all-reduce inside of a product would take more than there is."""
+  """A fused all-reduce would overflow it."""
   (found,) = _slices(name)
   config = default_config()
   config.model.num_hidden_layers = 1

@@ -111,7 +111,7 @@ def missing(candidate, made):
 
 
 def test_memory_is_saved_only_where_a_candidate_does_not_fit(monkeypatch):
-  """The plainest mesh needs four passes, or remat; another crashes once."""
+  """The first mesh needs four micro-batches, or remat; another crashes."""
   rounds = []
 
   def plan_candidates(candidates, hlo_dir):
@@ -144,8 +144,8 @@ def test_memory_is_saved_only_where_a_candidate_does_not_fit(monkeypatch):
   assert left_out == len(search.list_candidates(default_config(), V5E)) - 3
 
 
-def test_a_large_batch_is_tried_in_more_passes_that_fit_too(monkeypatch):
-  """4,096 x 128 on 16 devices: 32,768 tokens each, or 8,192 in four passes."""
+def test_more_micro_batches_of_a_large_batch_are_tried(monkeypatch):
+  """4,096 x 128 on 16 devices: 32,768 tokens each, or four times 8,192."""
   tried = []
 
   def plan_candidates(candidates, hlo_dir):

@@ -78,6 +78,23 @@ def test_dimensions_that_are_rings(name, rings):
   assert slices.find_slice(name).rings == rings
 
 
+@pytest.mark.parametrize(
+  ("name", "description"),
+  [
+    ("tpu7x-16", "tpu7x:2x2x2 (tpu7x-16, 8 chips)"),
+    ("v5e:4x4", "v5e:4x4 (v5litepod-16, 16 chips)"),
+  ],
+)
+def test_a_slice_is_described_with_its_chips(name, description):
+  assert slices.find_slice(name).description == description
+
+
+def test_names_that_count_cores_say_so():
+  lines = slices.format_known_slices().splitlines()
+  counting = [line.split(":")[0].strip() for line in lines if "cores" in line]
+  assert counting == ["v2", "v3", "v4", "v5p", "tpu7x"]
+
+
 @pytest.mark.parametrize("generation", slices.GENERATIONS)
 def test_libtpu_describes_the_devices_of_a_generation(generation, capfd):
   """Kind and number are libtpu's; it has nothing to complain of."""

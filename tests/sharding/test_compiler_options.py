@@ -7,7 +7,7 @@ from bert_jax.sharding import compiler_options
 
 
 class _Lowered:
-  """A program that the compiler has no room for, with all options."""
+  """A program that overflows VMEM with all options."""
 
   def __init__(self, message):
     self.message = message
@@ -18,7 +18,7 @@ class _Lowered:
     return options
 
 
-def test_a_step_without_room_is_compiled_with_less_at_a_time():
+def test_a_step_that_overflows_vmem_is_compiled_without_fused_collectives():
   message = (
     "RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem. Used 16.38M"
   )

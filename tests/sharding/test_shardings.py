@@ -160,7 +160,7 @@ def test_no_array_is_gathered_whole_against_the_compilers_will():
   [("v5e:4x4", (4, 1, 4)), ("v5e:4x4", (2, 2, 4)), ("v4:2x2x4", (2, 2, 4))],
 )
 def test_the_model_axis_joins_neighbours_of_the_torus(slice_name, mesh):
-  """They speak in every layer: each has another one at the end of a link."""
+  """They communicate in every layer: each has a link to another one."""
   devices = slices.describe_devices(slices.find_slice(slice_name))
   arranged = _create_run("bert_base", mesh, devices).mesh.devices
   for group in arranged.reshape(-1, mesh[-1]):
