@@ -14,6 +14,10 @@ from ml_collections import config_dict
 
 from bert_jax.errors import UserError
 
+# Four times the largest vocabulary in use (XLM-R, 250,002): a longer vocab.txt
+# is some other file. Past 65,536 a token id takes four bytes in place of two.
+MAX_VOCAB_SIZE = 1_000_000
+
 # Settings that may differ when a run is continued in its workdir; everything
 # else shapes the examples, the model or the update and must stay. The step
 # counts are here so that a finished run can be extended; that of phase 1 must
@@ -242,8 +246,8 @@ _RANGES = {
   "model.initializer_range": _POSITIVE,
   "model.layer_norm_eps": (lambda x: 0 < x < 1, "more than 0, less than 1"),
   "corpus.vocab_size": (
-    lambda x: 100 <= x <= 65_536,
-    "100 to 65,536 (token ids take two bytes)",
+    lambda x: 100 <= x <= MAX_VOCAB_SIZE,
+    f"100 to {MAX_VOCAB_SIZE:,}",
   ),
   "corpus.eval_fraction": (
     lambda x: 0 < x < 0.5,

@@ -4,7 +4,9 @@ import importlib.util
 import math
 import pathlib
 
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 
 from bert_jax import config as config_lib
 from bert_jax.errors import UserError
@@ -80,7 +82,7 @@ def test_every_config_is_valid_and_says_how_to_run_it(path):
     ("phase1.batch_size", 0),
     ("phase2.max_predictions", 0),
     ("corpus.eval_fraction", 0.0),
-    ("corpus.vocab_size", 70_000),
+    ("corpus.vocab_size", 1_000_001),
     ("masking.rate", 0.0),
     ("masking.random_token", "same"),
     ("optimizer.name", "sgd"),
@@ -153,6 +155,32 @@ def test_no_sequence_has_more_to_predict_than_max_predictions(length, rate):
   config.phase1.max_predictions = int(most) - 1
   with pytest.raises(UserError, match=f"phase1.max_predictions .* {most} to"):
     config_lib.validate(config)
+
+
+KEYS = st.sets(
+  st.sampled_from(sorted(config_lib.flatten(config_lib.default_config())))
+)
+
+
+@hypothesis.given(KEYS, KEYS)
+def test_just_the_settings_that_differ_are_told(changed, missing):
+  """But for those that may change, alone or with all of their section."""
+  config = config_lib.default_config()
+  saved = config.to_dict()
+  for key in changed | missing:
+    *section, name = key.split(".")
+    part = saved[section[0]] if section else saved
+    if key in missing:
+      del part[name]
+    else:
+      part[name] = [part[name]]
+  allowed = set(config_lib.CHANGEABLE)
+  told = {key for key, _, _ in config_lib.differing_keys(config, saved)}
+  assert told == {
+    key
+    for key in changed | missing
+    if key not in allowed and key.split(".")[0] not in allowed
+  }
 
 
 def test_steps_and_logging_may_change_but_the_model_may_not():

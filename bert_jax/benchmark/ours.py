@@ -16,7 +16,7 @@ import numpy as np
 from bert_jax.benchmark.stopwatch import time_repeats
 from bert_jax.data import pipeline
 from bert_jax.data.corpus import DOCUMENT, Corpus
-from bert_jax.data.tokenization import SPECIAL_TOKENS
+from bert_jax.data.tokenization import SPECIAL_TOKENS, token_dtype
 from bert_jax.errors import DoesNotFitError
 from bert_jax.pretraining import run as run_lib
 from bert_jax.pretraining import session
@@ -219,7 +219,9 @@ def made_up_corpus(vocab_size):
   starts = np.arange(0, _DOCUMENT_TOKENS, _SENTENCE_TOKENS, dtype=np.uint32)
   return Corpus(
     vocab=[*SPECIAL_TOKENS, *(f"token{i}" for i in words)],
-    tokens=rng.integers(num_special, vocab_size, num_tokens, dtype=np.uint16),
+    tokens=rng.integers(
+      num_special, vocab_size, num_tokens, dtype=token_dtype(vocab_size)
+    ),
     sentence_starts=np.tile(starts, _DOCUMENTS),
     documents=documents,
     manifest={

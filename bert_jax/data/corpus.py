@@ -1,6 +1,9 @@
 """A tokenised corpus on disk: written once, mapped into memory ever after.
 
-    tokens.bin     uint16, every token of every document, end to end
+    tokens-00000.bin, tokens-00001.bin, ...
+                   every token of every document, end to end: uint16, or uint32
+                   where the vocabulary has more than 65,536 entries; each file
+                   but the last has `shard_tokens` of the manifest
     sentences.bin  uint32, where each sentence starts within its document
     documents.npy  one `DOCUMENT` record per document worth training on
     vocab.txt      the WordPiece vocabulary of the token ids
@@ -20,15 +23,18 @@ import zlib
 
 import numpy as np
 
+from bert_jax.data.token_shards import TokenShards
 from bert_jax.data.vocabulary import load_vocabulary
 from bert_jax.errors import UserError
 from bert_jax.storage import paths
 
-# Of the files' format. Version 1 named documents by a hash of their text.
-VERSION = 2
+# Of the files' format. Version 1 named documents by a hash of their text;
+# version 2 has all tokens in one file, tokens.bin, and is still read.
+VERSION = 3
+_READ_VERSIONS = (2, 3)
 DOCUMENT = np.dtype(
   [
-    ("start", "<i8"),  # its first token in tokens.bin
+    ("start", "<i8"),  # its first token, counted over all shards
     ("num_tokens", "<i8"),
     ("first_sentence", "<i8"),  # in sentences.bin
     ("num_sentences", "<i8"),
@@ -38,15 +44,8 @@ DOCUMENT = np.dtype(
 )
 _MANIFEST_KEYS = {"settings", "file_bytes", "crc32", "fingerprint"}
 _CHECKED_BYTES = 2**24  # at once
-# Of a finished corpus, in the order to copy them.
-FILES = (
-  "vocab.txt",
-  "tokens.bin",
-  "sentences.bin",
-  "documents.npy",
-  "report.json",
-  "manifest.json",
-)
+# Of a finished corpus, beside its token ids. The manifest is written last.
+INDEX_FILES = ("vocab.txt", "sentences.bin", "documents.npy", "report.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,14 +54,14 @@ class Corpus:
 
   Attributes:
     vocab: list of tokens; a token's index is its id.
-    tokens: uint16 [T], mapped from disk.
+    tokens: uint16 or uint32 [T]: `TokenShards`, or an array.
     sentence_starts: uint32 [S], relative to the start of the document.
     documents: `DOCUMENT` [N].
     manifest: dict, the content of manifest.json.
   """
 
   vocab: list
-  tokens: np.ndarray
+  tokens: TokenShards | np.ndarray
   sentence_starts: np.ndarray
   documents: np.ndarray
   manifest: dict
@@ -96,59 +95,129 @@ def open_corpus(directory):
   return open_written(directory, manifest)
 
 
-def open_written(directory, manifest):
-  """Opens the files that `manifest` describes; see `open_corpus`."""
+def open_written(directory, manifest, copy_shard=None):
+  """Opens the files that `manifest` describes; see `open_corpus`.
+
+  Args:
+    directory: `pathlib.Path`.
+    manifest: dict.
+    copy_shard: function of the name of a file of token ids, called before it
+      is mapped: the file need not be in `directory` before. None if all are.
+  """
   check_version(directory, manifest)
-  _verify(directory, manifest)
+  lacking = token_files(manifest) if copy_shard else []
+  _verify(directory, manifest, lacking)
   return Corpus(
     vocab=load_vocabulary(directory / "vocab.txt"),
-    tokens=map_file(directory / "tokens.bin", np.uint16),
+    tokens=open_tokens(directory, manifest, copy_shard),
     sentence_starts=map_file(directory / "sentences.bin", np.uint32),
     documents=np.load(directory / "documents.npy"),
     manifest=manifest,
   )
 
 
+def token_files(manifest):
+  """Returns the names of a corpus' files of token ids, a list in order."""
+  return sorted(n for n in manifest["file_bytes"] if n.startswith("tokens"))
+
+
+def open_tokens(directory, manifest, copy_shard=None):
+  """Returns the `TokenShards` of a corpus; see `open_written`."""
+  names = token_files(manifest)
+  dtype = np.dtype(f"<u{manifest['token_bytes']}")
+  num_tokens = sum(manifest["file_bytes"][n] for n in names) // dtype.itemsize
+
+  def map_shard(number):
+    if copy_shard:
+      copy_shard(names[number])
+    return map_file(directory / names[number], dtype)
+
+  shard_tokens = manifest.get("shard_tokens", num_tokens)
+  return TokenShards(map_shard, num_tokens, shard_tokens, dtype)
+
+
 def check_version(directory, manifest):
   """Raises UserError if another version of the format was written there."""
   found = manifest.get("version", 1)
-  if found != VERSION:
+  if found not in _READ_VERSIONS:
     raise UserError(
-      f"{directory} holds a corpus of format {found}; expected format {VERSION}"
-      " (delete the folder and prepare again)"
+      f"{directory} holds a corpus of format {found}; expected format "
+      f"{' or '.join(map(str, _READ_VERSIONS))} (delete the folder and prepare "
+      "again)"
     )
 
 
-def _verify(directory, manifest):
+def _verify(directory, manifest, lacking):
   """Compares files with the manifest's checksums, once for each copy of them.
+
+  Args:
+    directory: `pathlib.Path`.
+    manifest: dict.
+    lacking: names of files that need not be there.
 
   Raises:
     UserError: one differs; names it.
   """
-  noted = directory / "verified.json"
+  noted = _noted_stamps(directory, manifest)
   stamps = {
-    name: [file_size(directory / name), _changed(directory / name)]
+    name: _stamp(directory / name)
     for name in manifest["crc32"]
+    if name not in lacking or (directory / name).exists()
   }
-  if load_json(noted) == [manifest["fingerprint"], stamps]:
+  if stamps == noted:
     return
-  for name, expected in manifest["crc32"].items():
-    path = directory / name
-    size = manifest["file_bytes"].get(name)
-    if size is not None and file_size(path) != size:
-      raise UserError(
-        f"{path} has {file_size(path)} bytes; expected {size} by its manifest "
-        "(delete the folder and prepare again)"
-      )
-    found = checksum(path)
-    if found != expected:
-      raise UserError(
-        f"{path} has the checksum {found:08x}; expected {expected:08x} by its "
-        "manifest (delete the folder and prepare again)"
-      )
+  for name in stamps:
+    if noted.get(name) != stamps[name]:
+      _check_file(directory / name, manifest)
+  _note_stamps(directory, manifest, stamps)
+
+
+def _check_file(path, manifest):
+  """Raises UserError if a file is not as the manifest says."""
+  size = manifest["file_bytes"].get(path.name)
+  if size is not None and file_size(path) != size:
+    raise UserError(
+      f"{path} has {file_size(path)} bytes; expected {size} by its manifest "
+      "(delete the folder and prepare again)"
+    )
+  check_checksum(path, checksum(path), manifest)
+
+
+def check_checksum(path, found, manifest):
+  """Raises UserError if a file's CRC-32 is not what the manifest says."""
+  expected = manifest["crc32"].get(path.name, found)
+  if found != expected:
+    raise UserError(
+      f"{path} has the checksum {found:08x}; expected {expected:08x} by its "
+      "manifest (delete the folder and prepare again)"
+    )
+
+
+def note_verified(directory, manifest, name):
+  """Notes that a file was compared with its checksum when it was copied."""
+  stamps = _noted_stamps(directory, manifest)
+  stamps[name] = _stamp(directory / name)
+  _note_stamps(directory, manifest, stamps)
+
+
+def _noted_stamps(directory, manifest):
+  """Returns {name: stamp} of the files that were found right before."""
+  match load_json(directory / "verified.json"):
+    case [fingerprint, dict(stamps)] if fingerprint == manifest["fingerprint"]:
+      return stamps
+  return {}
+
+
+def _note_stamps(directory, manifest, stamps):
   # A folder that may only be read is verified by every reader.
   with contextlib.suppress(OSError):
-    write_json(noted, [manifest["fingerprint"], stamps])
+    write_json(directory / "verified.json", [manifest["fingerprint"], stamps])
+
+
+def _stamp(path):
+  """Returns [bytes, time of the last change in ns] of a file; 0 without it."""
+  changed = path.stat().st_mtime_ns if path.exists() else 0
+  return [file_size(path), changed]
 
 
 def checksum(path, size=None):
@@ -161,11 +230,6 @@ def checksum(path, size=None):
       crc = zlib.crc32(chunk, crc)
       left -= len(chunk)
   return crc
-
-
-def _changed(path):
-  """Returns when a file was last changed, in nanoseconds; 0 without it."""
-  return path.stat().st_mtime_ns if path.exists() else 0
 
 
 def map_file(path, dtype):

@@ -18,19 +18,23 @@ def mix(*words):
   """Hashes uint64 words; arrays broadcast, and the result is an array."""
   state = np.zeros(1, np.uint64)
   for word in words:
-    state = _finalise((state ^ word) + GOLDEN)
+    state = _absorb(state, word)
   return state
 
 
-def _finalise(state):
-  """Scrambles uint64 arrays one to one, as splitmix64 ends.
+def _absorb(state, word):
+  """Hashes one more uint64 word into a state: splitmix64's scrambling.
 
   Source: Steele, Lea and Flood, "Fast splittable pseudorandom number
   generators", 2014.
   """
-  state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-  state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-  return state ^ (state >> np.uint64(31))
+  state = (state ^ word) + GOLDEN
+  state ^= state >> np.uint64(30)
+  state *= np.uint64(0xBF58476D1CE4E5B9)
+  state ^= state >> np.uint64(27)
+  state *= np.uint64(0x94D049BB133111EB)
+  state ^= state >> np.uint64(31)
+  return state
 
 
 def permute(numbers, size, key):
@@ -68,12 +72,12 @@ class Draw:
 
   def __init__(self, keys):
     """Takes uint64 [B], the key of each row."""
-    self._keys = keys
+    self._state = mix(keys)
 
   def uniform(self, name):
     """Returns float64 [B] in [0, 1)."""
     tag = np.uint64(zlib.crc32(name.encode()))
-    bits = mix(self._keys, tag) >> np.uint64(11)
+    bits = _absorb(self._state, tag) >> np.uint64(11)
     return bits.astype(np.float64) / 2.0**53
 
   def integer(self, name, bound):
@@ -90,5 +94,6 @@ class Draw:
     Returns:
       `Draw` of R * N keys, the tries of a row beside each other.
     """
-    keys = mix(self._keys[rows][:, None], np.asarray(numbers, np.uint64))
+    numbers = np.asarray(numbers, np.uint64)
+    keys = _absorb(self._state[rows][:, None], numbers)
     return Draw(keys.ravel())

@@ -18,6 +18,7 @@ from bert_jax.data.tokenization import (
   create_text_tokenizer,
   split_plain,
   split_words,
+  token_dtype,
 )
 
 # Distinct words that an encoder remembers; about 200 bytes each.
@@ -48,7 +49,7 @@ class EncodedDocuments:
   """Token ids of some documents, end to end.
 
   Attributes:
-    tokens: uint16 [T], all tokens.
+    tokens: uint16 or uint32 [T], see `tokenization.token_dtype`.
     sentence_lengths: uint32 [S], tokens of each sentence.
     document_sentences: uint32 [N], sentences of each document.
     hashes: uint64 [N], of each document's token ids.
@@ -71,7 +72,7 @@ class EncodedDocuments:
 
 
 class _WordMemo(dict):
-  """Remembers each word's ids as bytes: {word: uint16 ids}.
+  """Remembers each word's ids as bytes: {word: ids of the corpus' dtype}.
 
   A plain word with punctuation is put together from its parts, which are few,
   and a part needs no more of the tokenizer than its last stage: all of it is a
@@ -88,6 +89,7 @@ class _WordMemo(dict):
     self._model = self._tokenizer.model
     self._rules = rules
     self._unknown_id = vocab.index("[UNK]")
+    self._typecode = np.dtype(token_dtype(len(vocab))).char
 
   def __missing__(self, word):
     lost = 0
@@ -111,7 +113,7 @@ class _WordMemo(dict):
 
   def _encode(self, words):
     """Returns (ids as bytes, characters lost) of normalised words."""
-    ids, lost = array.array("H"), 0
+    ids, lost = array.array(self._typecode), 0
     for word in words:
       pieces = [token.id for token in self._model.tokenize(word)]
       ids.extend(pieces)
@@ -131,12 +133,14 @@ class Encoder:
     """Prepares an encoder.
 
     Args:
-      vocab: list of tokens, at most 65,536.
+      vocab: list of tokens.
       rules: `EncodingRules`.
     """
     self._ids = _WordMemo(vocab, rules.words)
     self._rules = rules
-    self._unknown = np.uint16(vocab.index("[UNK]")).tobytes()
+    self._dtype = np.dtype(token_dtype(len(vocab)))
+    unknown = np.array(vocab.index("[UNK]"), self._dtype)
+    self._unknown = unknown.tobytes()
 
   def encode(self, documents, language="en", source=0):
     """Encodes documents of one source.
@@ -168,9 +172,11 @@ class Encoder:
       document_sentences.append(len(found))
       hashes.append(hash_tokens(b"".join(found)))
       _count(document, lines, counts)
+    width = self._dtype.itemsize
+    lengths = [len(s) // width for s in sentences]
     return EncodedDocuments(
-      tokens=np.frombuffer(b"".join(sentences), np.uint16),
-      sentence_lengths=np.array([len(s) // 2 for s in sentences], np.uint32),
+      tokens=np.frombuffer(b"".join(sentences), self._dtype),
+      sentence_lengths=np.array(lengths, np.uint32),
       document_sentences=np.array(document_sentences, np.uint32),
       hashes=np.array(hashes, np.uint64),
       sources=np.full(len(documents), source, np.uint16),

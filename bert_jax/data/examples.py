@@ -42,7 +42,7 @@ NUM_SPECIAL_TOKENS = 3  # [CLS] A [SEP] B [SEP]
 _MIN_TARGET_TOKENS = 2  # one for A, one for B
 # How many places of a random B are looked at, round by round; rows that have
 # found one of the right form take no part in the next.
-_TRIES = (4, 16, 32, 64)
+_TRIES = (1, 3, 12, 36, 64)
 # Count more than any difference of lengths: other edges, and A's own text.
 _OTHER_FORM, _OWN_TEXT = 2**40, 2**42
 
@@ -107,23 +107,21 @@ class Examples:
       attention mask and masked positions follow from these on the device.
     """
     pairs = self.pairs(indices)
-    a_length, b_length = pairs.a_length[:, None], pairs.b_length[:, None]
+    length = pairs.a_length + pairs.b_length + NUM_SPECIAL_TOKENS
+    a_length = pairs.a_length[:, None]
     slot = np.arange(self.max_seq_length)[None]
-    a_offset = slot - 1
-    b_offset = slot - 2 - a_length
-    in_a = (a_offset >= 0) & (a_offset < a_length)
-    in_b = (b_offset >= 0) & (b_offset < b_length)
-    source = np.where(
-      in_a, pairs.a_start[:, None] + a_offset, pairs.b_start[:, None] + b_offset
-    )
-    in_text = in_a | in_b
-    input_ids = self._corpus.tokens[np.where(in_text, source, 0)]
-    input_ids[~in_text] = 0
+    # The text of a slot; special tokens and padding look at their neighbours'.
+    a_shift = pairs.a_start[:, None] - 1
+    b_shift = pairs.b_start[:, None] - 2 - a_length
+    source = np.where(slot < a_length + 2, a_shift, b_shift)
+    source += np.minimum(slot, length[:, None] - 2)
+    source[:, 0] += 1
+    input_ids = self._corpus.tokens[source]
+    input_ids *= slot < length[:, None]
     rows = np.arange(len(input_ids))
     input_ids[:, 0] = self._cls_id
     input_ids[rows, 1 + pairs.a_length] = self._sep_id
-    input_ids[rows, 2 + pairs.a_length + pairs.b_length] = self._sep_id
-    length = pairs.a_length + pairs.b_length + NUM_SPECIAL_TOKENS
+    input_ids[rows, length - 1] = self._sep_id
     return {
       "input_ids": input_ids,
       "a_length": pairs.a_length.astype(np.int32),
@@ -186,12 +184,14 @@ class Examples:
     Returns:
       `Split`, of other documents; the best of those that were looked at.
     """
-    document, point = np.zeros_like(target), np.zeros_like(target)
     lowest = np.full(len(target), 2 * _OWN_TEXT)
+    chosen = true
     text = self.documents["start"]
     alike = self._places.alike(true, target)
     rows, number = np.arange(len(target)), 0
     for count in _TRIES:
+      if not len(rows):
+        break
       tries = draw.tries(rows, np.arange(number, number + count))
       many = np.repeat(rows, count)
       found = self._places.others(tries, true.document[many], alike[many])
@@ -203,11 +203,10 @@ class Examples:
       best = np.arange(0, len(many), count) + np.argmin(cost, axis=1)
       cost = cost.min(axis=1)
       better = cost < lowest[rows]
-      document[rows[better]] = found[0][best[better]]
-      point[rows[better]] = found[1][best[better]]
+      chosen = chosen.replaced(rows[better], split.take(best[better]))
       lowest[rows[better]] = cost[better]
       rows, number = rows[lowest[rows] > 0], number + count
-    return self._splits.choose(document, point, target, share)
+    return chosen
 
   def _segment_b(self, draw, true, random, wanted):
     """Returns B's length and where a true and a random B of it start.
@@ -233,19 +232,21 @@ class Examples:
     inner = np.minimum(wanted, shorter - 1)
     length = np.where(is_whole, whole, np.where(at_end, wanted, inner))
     length = np.clip(length, 1, random.num_tokens - 1)
-    ends = [self._end(split, length) for split in (true, random)]
-    by_end = to_front & ~at_end & ~is_whole
-    for split, end in zip((true, random), ends, strict=True):
-      run_over = end - split.boundary - length
+    starts = [
+      np.where(at_end, split.num_tokens - length, split.boundary)
+      for split in (true, random)
+    ]
+    # The others are cut at their front where a sentence's end is in reach.
+    rows = np.flatnonzero(to_front & ~at_end & ~is_whole)
+    length_there = length[rows]
+    there = [split.take(rows) for split in (true, random)]
+    ends = [self._end(split, length_there) for split in there]
+    by_end = np.ones(len(rows), bool)
+    for split, end in zip(there, ends, strict=True):
+      run_over = end - split.boundary - length_there
       by_end &= (end < split.num_tokens) & (run_over <= self._splits.reach)
-    starts = tuple(
-      np.where(
-        at_end,
-        split.num_tokens - length,
-        np.where(by_end, end - length, split.boundary),
-      )
-      for split, end in zip((true, random), ends, strict=True)
-    )
+    for start, end in zip(starts, ends, strict=True):
+      start[rows[by_end]] = (end - length_there)[by_end]
     return length, starts
 
   def _end(self, split, length):

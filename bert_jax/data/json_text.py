@@ -1,10 +1,15 @@
-"""JSON from outside: whatever the text holds, only ValueError comes of it."""
+"""JSON that others wrote: whatever is wrong with it is told in one line."""
 
 import json
+import re
 import reprlib
+
+from bert_jax.errors import UserError
 
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = _REPR.maxlong = 60
+# What may spell half of a UTF-16 pair.
+_HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def parse_json(text):
@@ -25,7 +30,7 @@ def parse_json(text):
   """
   try:
     value = json.loads(text)
-    if "\\u" in text:
+    if _HALF_CHARACTER.search(text):
       spelled = json.dumps(value, ensure_ascii=False)
       value = json.loads(spelled.encode("utf-8", "replace").decode("utf-8"))
   except RecursionError:
@@ -36,6 +41,30 @@ def parse_json(text):
     ) from None
   except ValueError:  # what int() says of very long numbers
     raise ValueError("a number has more than 4,300 digits") from None
+  return value
+
+
+def parse_object(text, where):
+  """Reads a JSON object, such as a line of a .jsonl file.
+
+  Args:
+    text: str.
+    where: file and line, for messages.
+
+  Returns:
+    dict.
+
+  Raises:
+    UserError: it is no JSON, or another kind of value.
+  """
+  try:
+    value = parse_json(text)
+  except ValueError as e:
+    raise UserError(f"{where} can't be read: {e}") from None
+  if not isinstance(value, dict):
+    raise UserError(
+      f"{where} is a JSON {type(value).__name__}; expected an object"
+    )
   return value
 
 

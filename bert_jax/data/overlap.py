@@ -3,7 +3,6 @@
 import numpy as np
 
 from bert_jax.data import corpus_cache
-from bert_jax.data.corpus import open_corpus
 from bert_jax.data.encoding import Encoder, EncodingRules
 from bert_jax.data.rows import iterate_rows
 from bert_jax.data.tokenization import WordRules
@@ -29,7 +28,7 @@ def print_overlap(config, workdir, path):
     UserError: the file or the corpus can't be read.
   """
   directory = workdir_lib.corpus_dir(config, workdir)
-  corpus = open_corpus(corpus_cache.fetch(directory))
+  corpus = corpus_cache.open_corpus(directory)
   rows = [
     " ".join(filter(None, row))
     for row in iterate_rows(path, config.corpus.text_key)
@@ -56,8 +55,8 @@ def find_overlap(tokens, rows):
   """Finds the runs of `RUN_TOKENS` tokens that rows and a corpus share.
 
   Args:
-    tokens: uint16 [T] of a corpus.
-    rows: list of uint16 arrays, the rows of an evaluation set.
+    tokens: `TokenShards` or array [T] of a corpus.
+    rows: list of integer arrays, the rows of an evaluation set.
 
   Returns:
     float64 [number of rows]: the share of a row's runs that occur in the

@@ -66,19 +66,33 @@ def _tf_dataset(build, start, end):
   sample = build(start)
   names = list(sample)
   types = [tf.as_dtype(array.dtype) for array in sample.values()]
+  errors = []
+
+  def build_arrays(number):
+    try:
+      return list(build(number).values())
+    except Exception as e:
+      errors.append(e)
+      raise
 
   def load(number):
-    return tf.numpy_function(
-      lambda n: list(build(n).values()), [number], types, stateful=False
-    )
+    return tf.numpy_function(build_arrays, [number], types, stateful=False)
 
   dataset = tf.data.Dataset.range(start, end)
   dataset = dataset.map(load, num_parallel_calls=2, deterministic=True)
   dataset = dataset.prefetch(_AHEAD_BATCHES)
-  return (
-    dict(zip(names, arrays, strict=True))
-    for arrays in dataset.as_numpy_iterator()
-  )
+
+  def batches():
+    try:
+      for arrays in dataset.as_numpy_iterator():
+        yield dict(zip(names, arrays, strict=True))
+    except tf.errors.OpError:
+      # Of TensorFlow's error a user would see a traceback in place of a line.
+      if errors:
+        raise errors[0] from None
+      raise
+
+  return batches()
 
 
 def _threaded(build, start, end):

@@ -13,31 +13,30 @@ import hashlib
 import itertools
 import time
 
-import tqdm
-
 from bert_jax.data import corpus as corpus_lib
 from bert_jax.data import (
   corpus_cache,
   encoding,
-  parallel,
   vocabulary,
 )
 from bert_jax.data import report as report_lib
 from bert_jax.data.sources import spec
-from bert_jax.data.sources.source import SourcePiece
 from bert_jax.data.tokenization import WordRules
-from bert_jax.data.writing import corpus_writer, duplicates
+from bert_jax.data.writing import corpus_writer, duplicates, parallel
 from bert_jax.data.writing import parts as parts_lib
+from bert_jax.data.writing.chunks import (
+  iterate_chunks,
+  map_chunks,
+  sample_files,
+  stored_bytes,
+  text_bytes,
+)
 from bert_jax.errors import UserError
 from bert_jax.storage import paths
 from bert_jax.storage import workdir as workdir_lib
 
-# Text read at once and handed to a worker; also what a killed run may lose.
-CHUNK_BYTES = 2**20
 # Text that the vocabulary's words are counted on, spread over the corpus.
 VOCABULARY_BYTES = 2**27
-# Corpora smaller than this are done before workers would have started.
-_POOL_BYTES = 24 * 2**20
 _NAMED_PROBLEMS = 10  # rows skipped that are printed
 _PRUNED_WORDS = 4_000_000
 # Keys of `corpus` that the bytes of a corpus depend on.
@@ -137,8 +136,9 @@ def prepare_part(config, workdir, number, num_parts):
   )
   for index in range(number, len(found), num_parts):
     source = found[index]
-    chunks = _map(encode, _chunks([source], source.name), source.text_bytes)
-    parts_lib.write_source(parts, index, chunks)
+    chunks = iterate_chunks([source], source.name)
+    encoded = map_chunks(encode, chunks, source.text_bytes)
+    parts_lib.write_source(parts, index, encoded)
     print(f"corpus: part {number} of {num_parts}: {source.name} is encoded")
 
 
@@ -196,7 +196,7 @@ def _settings(corpus, extend_vocab):
 def _text_settings(found):
   """Returns what the bytes of the corpus depend on in its text, a dict."""
   return {
-    "source_bytes": _stored_bytes(found),
+    "source_bytes": stored_bytes(found),
     "source_digest": _digest(
       f"{s.group} {s.language} {s.name} {s.num_bytes}" for s in found
     ),
@@ -209,27 +209,23 @@ def _digest(lines):
 
 def _write_corpus(config, found, settings, directory):
   seconds = {}
-  with contextlib.closing(
-    corpus_writer.CorpusWriter(directory, settings)
-  ) as writer:
-    done_before = writer.num_text_bytes
-    if writer.num_chunks:
-      done = f"{writer.num_chunks:,} chunks"
-      print(f"corpus: continuing in {directory} after {done}")
+  writer = corpus_writer.CorpusWriter(directory, settings)
+  done_before = writer.num_text_bytes
+  if writer.num_chunks:
+    done = f"{writer.num_chunks:,} chunks"
+    print(f"corpus: continuing in {directory} after {done}")
+  else:
+    parts = parts_lib.folder(directory)
+    if parts.exists():
+      parts_lib.check_settings(parts, settings)
+      vocab = vocabulary.load_vocabulary(parts / "vocab.txt")
     else:
-      parts = parts_lib.folder(directory)
-      if parts.exists():
-        parts_lib.check_settings(parts, settings)
-        vocab = vocabulary.load_vocabulary(parts / "vocab.txt")
-      else:
-        vocab = _create_vocabulary(config.corpus, found, settings, seconds)
-      vocabulary.save_vocabulary(directory / "vocab.txt", vocab)
-    with _timed(seconds, "writing tokens"):
-      for encoded in _encoded_chunks(config.corpus, found, directory, writer):
-        writer.append(encoded)
-      manifest = writer.finish(
-        _entries(config.corpus), _dropping(config.corpus)
-      )
+      vocab = _create_vocabulary(config.corpus, found, settings, seconds)
+    vocabulary.save_vocabulary(directory / "vocab.txt", vocab)
+  with _timed(seconds, "writing tokens"):
+    for encoded in _encoded_chunks(config.corpus, found, directory, writer):
+      writer.append(encoded)
+    manifest = writer.finish(_entries(config.corpus), _dropping(config.corpus))
 
   with _timed(seconds, "report"):
     opened = corpus_lib.open_written(directory, manifest)
@@ -307,9 +303,9 @@ def _encoded_chunks(corpus, found, directory, writer):
   else:
     rules = _encoding_rules(corpus)
     encode = functools.partial(encoding.encode, directory / "vocab.txt", rules)
-    chunks = _chunks(found, "writing tokens", name_empty=True)
+    chunks = iterate_chunks(found, "writing tokens", name_empty=True)
     chunks = itertools.islice(chunks, writer.num_chunks, None)
-    encoded_chunks = _map(encode, chunks, _text_bytes(found))
+    encoded_chunks = map_chunks(encode, chunks, text_bytes(found))
   num_named = 0
   for encoded in encoded_chunks:
     for problem in encoded.problems[: _NAMED_PROBLEMS - num_named]:
@@ -320,12 +316,14 @@ def _encoded_chunks(corpus, found, directory, writer):
 
 def _count_words(corpus, found):
   """Counts normalised words over the corpus, evenly spread."""
-  stride = 1 + _text_bytes(found) // VOCABULARY_BYTES
-  chunks = itertools.islice(_chunks(found, "counting words"), 0, None, stride)
+  found = sample_files(found, text_bytes(found) // VOCABULARY_BYTES)
+  stride = 1 + text_bytes(found) // VOCABULARY_BYTES
+  chunks = iterate_chunks(found, "counting words")
+  chunks = itertools.islice(chunks, 0, None, stride)
   counts = collections.Counter()
-  text_bytes = _text_bytes(found) // stride
+  num_bytes = text_bytes(found) // stride
   count = functools.partial(encoding.count_words, corpus.skip_bad_rows)
-  for chunk in _map(count, chunks, text_bytes):
+  for chunk in map_chunks(count, chunks, num_bytes):
     counts.update(chunk)
     if len(counts) > _PRUNED_WORDS:
       counts = collections.Counter({w: n for w, n in counts.items() if n > 1})
@@ -350,46 +348,3 @@ def _train_vocabulary(words, vocab_size):
       f"corpus.vocab_size = {vocab_size:,}; the vocabulary has so many"
     )
   return vocab
-
-
-def _stored_bytes(found):
-  return sum(source.num_bytes for source in found)
-
-
-def _text_bytes(found):
-  return sum(source.text_bytes for source in found)
-
-
-def _chunks(found, label, name_empty=False):
-  """Yields lists of `SourcePiece`, `CHUNK_BYTES` each, with a progress bar."""
-  chunk, size = [], 0
-  total = _stored_bytes(found)
-  bar = tqdm.tqdm(
-    desc=label, total=total, unit="B", unit_scale=True, disable=None
-  )
-  with bar:
-    before = 0
-    for source in found:
-      num_blocks = 0
-      for block, done in source.blocks(CHUNK_BYTES):
-        num_blocks += 1
-        chunk.append(SourcePiece(block, source.group, source.language))
-        size += block.num_bytes
-        # A block ends with a document, a little before as much was read.
-        if size >= CHUNK_BYTES // 2:
-          bar.update(before + done - bar.n)
-          yield chunk
-          chunk, size = [], 0
-      if name_empty and not num_blocks:
-        print(f"corpus: {source.name} holds no text; skipped")
-      before += source.num_bytes
-    if chunk:
-      yield chunk
-    bar.update(total - bar.n)
-
-
-def _map(function, chunks, text_bytes):
-  """Maps documents, chunk by chunk and in order, on all cores if that pays."""
-  if text_bytes < _POOL_BYTES or parallel.num_workers() == 1:
-    return map(function, chunks)
-  return parallel.ordered_map(function, chunks)

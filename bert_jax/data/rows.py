@@ -3,7 +3,7 @@
 import gzip
 import zlib
 
-from bert_jax.data.json_text import parse_json
+from bert_jax.data.json_text import parse_object
 from bert_jax.data.regular_file import is_regular
 from bert_jax.errors import UserError
 from bert_jax.storage import paths
@@ -40,12 +40,12 @@ def iterate_rows(path, text_key):
     raise UserError(f"{path} should end in {', '.join(SUFFIXES)}")
   is_json = path.name.removesuffix(".gz").endswith(".jsonl")
   for number, line in enumerate(_lines(path), start=1):
+    where = f"{path} row {number}"
     try:
       text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-      row = _parse(text, text_key) if is_json else (text, None)
     except ValueError as e:
-      raise UserError(f"{path} row {number} can't be read: {e}") from None
-    yield row
+      raise UserError(f"{where} can't be read: {e}") from None
+    yield _texts_of(text, text_key, where) if is_json else (text, None)
 
 
 def _lines(path):
@@ -59,20 +59,18 @@ def _lines(path):
     raise UserError(f"{path} can't be read: {e}") from None
 
 
-def _parse(line, text_key):
-  """Returns the texts of a JSON record; raises ValueError without any."""
-  record = parse_json(line)
-  if not isinstance(record, dict):
-    raise ValueError(
-      f"it is a JSON {type(record).__name__}; expected an object with text "
-      f"under {text_key!r}"
-    )
+def _texts_of(line, text_key, where):
+  """Returns the texts of a JSON record; raises UserError without any."""
+  record = parse_object(line, where)
   text, pair = record.get(text_key), record.get(PAIR_KEY)
   if not isinstance(text, str):
-    raise ValueError(
-      f"no text under {text_key!r} (it has: "
+    raise UserError(
+      f"{where} can't be read: no text under {text_key!r} (it has: "
       f"{', '.join(map(repr, record)) or 'nothing'}); set --text_key"
     )
   if not isinstance(pair, str | None):
-    raise ValueError(f"{PAIR_KEY!r} is a {type(pair).__name__}; expected text")
+    raise UserError(
+      f"{where} can't be read: {PAIR_KEY!r} is a {type(pair).__name__}; "
+      "expected text"
+    )
   return text, pair

@@ -38,12 +38,26 @@ class Split:
     """int64 [B], tokens from the boundary to the document's end."""
     return self.num_tokens - self.boundary
 
+  def take(self, rows):
+    """Returns the split of some rows, int64 or bool [B]."""
+    return Split(*(getattr(self, f.name)[rows] for f in _FIELDS))
+
+  def replaced(self, rows, other):
+    """Returns a copy that has the rows of another split at `rows`, int64."""
+    fields = {f.name: getattr(self, f.name).copy() for f in _FIELDS}
+    for name, values in fields.items():
+      values[rows] = getattr(other, name)
+    return Split(**fields)
+
   def amid(self, is_amid):
     """Returns the split with its boundary at the goal, where told to."""
     boundary = np.where(is_amid, self.goal, self.boundary)
     return dataclasses.replace(
       self, boundary=boundary, is_amid=self.is_amid | is_amid
     )
+
+
+_FIELDS = dataclasses.fields(Split)
 
 
 class Splits:
@@ -59,7 +73,9 @@ class Splits:
         sentence.
     """
     self.reach = reach
-    self._documents = documents
+    self._num_tokens = documents["num_tokens"]
+    self._num_sentences = documents["num_sentences"]
+    self._first_sentence = documents["first_sentence"]
     self._sentence_starts = sentence_starts
 
   def choose(self, document, point, target, share):
@@ -74,9 +90,9 @@ class Splits:
     Returns:
       `Split`.
     """
-    num_tokens = self._documents["num_tokens"][document]
+    num_tokens = self._num_tokens[document]
     zone, window = _window(point, target, num_tokens)
-    num_sentences = self._documents["num_sentences"][document]
+    num_sentences = self._num_sentences[document]
     first = self._sentence_at(
       document, window, np.zeros_like(window), num_sentences
     )
@@ -111,8 +127,8 @@ class Splits:
     Returns:
       int64 [B], the first token behind the sentence.
     """
-    num_tokens = self._documents["num_tokens"][document]
-    num_sentences = self._documents["num_sentences"][document]
+    num_tokens = self._num_tokens[document]
+    num_sentences = self._num_sentences[document]
     sentence = self._sentence_at(
       document, token, np.zeros_like(token), num_sentences
     )
@@ -129,16 +145,18 @@ class Splits:
 
   def _sentence_start(self, document, sentence):
     """Returns the first token of a document's n-th sentence, int64 [B]."""
-    at = self._documents["first_sentence"][document] + sentence
+    at = self._first_sentence[document] + sentence
     return self._sentence_starts[at].astype(np.int64)
 
   def _sentence_at(self, document, token, low, high):
     """Returns which sentence holds a token: a search in [low, high)."""
-    while np.any(high - low > 1):
-      middle = (low + high) // 2
-      before = self._sentence_start(document, middle) <= token
+    first = self._first_sentence[document]
+    low, high = first + low, first + high
+    while (high - low > 1).any():
+      middle = (low + high) >> 1
+      before = self._sentence_starts[middle] <= token
       low, high = np.where(before, middle, low), np.where(before, high, middle)
-    return low
+    return low - first
 
 
 def _window(point, target, num_tokens):

@@ -15,6 +15,7 @@ import tempfile
 import sentencepiece
 from tokenizers import models
 
+from bert_jax.config import MAX_VOCAB_SIZE
 from bert_jax.data.tokenization import (
   MAX_WORD_CHARS,
   SPECIAL_TOKENS,
@@ -25,7 +26,6 @@ from bert_jax.data.tokenization import (
 from bert_jax.errors import UserError
 from bert_jax.storage import paths
 
-MAX_VOCAB_SIZE = 65_536  # token ids take two bytes
 # Above this share of the vocabulary, the rarest characters are left out and
 # become [UNK]: a text with every Chinese character must still have words.
 # Where the text yields too few pieces, they come back.

@@ -11,7 +11,7 @@ import io
 
 import numpy as np
 
-from bert_jax.data.json_text import parse_json
+from bert_jax.data.json_text import parse_object
 from bert_jax.data.regular_file import is_regular
 from bert_jax.errors import UserError
 from bert_jax.finetune import values as values_lib
@@ -243,13 +243,7 @@ def _json_records(path, text):
     if not line.strip():
       continue
     where = f"{path} line {number}"
-    try:
-      values = parse_json(line)
-    except ValueError as e:
-      raise UserError(f"{where} can't be read: {e}") from None
-    if not isinstance(values, dict):
-      raise UserError(f"{where} is {line.strip()[:40]!r}; expected an object")
-    records.append(Record(where, values))
+    records.append(Record(where, parse_object(line, where)))
   return records
 
 

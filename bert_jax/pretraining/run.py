@@ -9,7 +9,7 @@ import optax
 
 from bert_jax.config import num_train_steps
 from bert_jax.data import corpus_cache
-from bert_jax.data.corpus import Corpus, open_corpus, split_documents
+from bert_jax.data.corpus import Corpus, split_documents
 from bert_jax.data.examples import Examples
 from bert_jax.data.mixing import training_documents
 from bert_jax.data.tokenization import SPECIAL_TOKENS, token_dtype
@@ -66,7 +66,7 @@ def load_run(workdir):
   """
   config = workdir_lib.load_config(workdir)
   directory = workdir_lib.corpus_dir(config, workdir)
-  corpus = open_corpus(corpus_cache.fetch(directory))
+  corpus = corpus_cache.open_corpus(directory)
   devices = jax.devices()
   try:
     create_mesh(config, devices)

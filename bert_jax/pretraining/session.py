@@ -16,7 +16,6 @@ import jax
 
 from bert_jax.config import num_train_steps, validate
 from bert_jax.data import corpus_cache, preparation
-from bert_jax.data.corpus import open_corpus
 from bert_jax.data.pipeline import iterate_batches
 from bert_jax.distributed import consistency
 from bert_jax.distributed.hosts import Hosts
@@ -152,7 +151,7 @@ def _open_corpus(config, workdir, hosts, init):
     return str(preparation.prepare(config, workdir, extend_vocab))
 
   directory = hosts.on_first(prepare_on_first)
-  corpus = open_corpus(corpus_cache.fetch(directory))
+  corpus = corpus_cache.open_corpus(directory, needs_all=True)
   consistency.compare(hosts, {"the corpus' fingerprint": corpus.fingerprint})
   return corpus
 

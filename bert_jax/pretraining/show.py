@@ -4,7 +4,6 @@ import jax
 import numpy as np
 
 from bert_jax.data import corpus_cache
-from bert_jax.data.corpus import open_corpus
 from bert_jax.data.examples import Examples
 from bert_jax.data.mixing import training_documents
 from bert_jax.model.bert import create_bert_config
@@ -33,7 +32,7 @@ def describe_examples(config, workdir, num_examples):
     UserError: there is no prepared corpus.
   """
   directory = workdir_lib.corpus_dir(config, workdir)
-  corpus = open_corpus(corpus_cache.fetch(directory))
+  corpus = corpus_cache.open_corpus(directory)
   documents = training_documents(config.corpus, corpus)
   found = []
   for name in PHASES:

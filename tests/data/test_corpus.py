@@ -4,6 +4,7 @@ import collections
 import hashlib
 import json
 import random
+import zlib
 
 import numpy as np
 import pytest
@@ -102,7 +103,7 @@ def test_what_is_written_is_read_back(tmp_path):
   assert manifest["num_text_bytes"] == 3000
   assert len(corpus.vocab) == 200
   assert {path.name for path in tmp_path.iterdir()} == {
-    "tokens.bin",
+    "tokens-00000.bin",
     "sentences.bin",
     "documents.npy",
     "vocab.txt",
@@ -111,7 +112,7 @@ def test_what_is_written_is_read_back(tmp_path):
   }
   sources = [len(d) % 2 for d in expected]
   assert corpus.documents["source"].tolist() == sources
-  # Documents that are left out leave tokens.bin too.
+  # Documents that are left out leave the token ids too.
   assert len(corpus.tokens) == manifest["num_tokens"]
   assert len(corpus.sentence_starts) == manifest["num_sentences"]
 
@@ -126,6 +127,52 @@ def test_how_documents_are_chunked_changes_no_byte(tmp_path):
   assert len(digests) == 1
 
 
+@pytest.mark.parametrize("shard_tokens", [1, 7, 100, 10_000])
+def test_any_size_of_shards_holds_the_same_corpus(
+  tmp_path, monkeypatch, shard_tokens
+):
+  """Of one fingerprint, since checkpoints are compared by it."""
+  chunks = _chunks(_draw_documents(30))
+  whole = _write(tmp_path / "whole", chunks)
+  monkeypatch.setattr(corpus_writer, "SHARD_TOKENS", shard_tokens)
+  corpus = _write(tmp_path / "shards", chunks)
+  assert _read_back(corpus) == _read_back(whole)
+  assert corpus.fingerprint == whole.fingerprint
+  sizes = [
+    (tmp_path / "shards" / name).stat().st_size
+    for name in corpus_lib.token_files(corpus.manifest)
+  ]
+  assert set(sizes[:-1]) <= {2 * shard_tokens}
+  assert len(sizes) == -(-len(whole.tokens) // shard_tokens)
+  stored = json.loads((tmp_path / "shards" / "manifest.json").read_text())
+  assert {"tokens-00000.bin"} <= stored["crc32"].keys() == _crcs(tmp_path)
+
+
+def _crcs(tmp_path):
+  """Returns which files of a corpus should have checksums."""
+  names = {path.name for path in (tmp_path / "shards").iterdir()}
+  return names - {"manifest.json", "verified.json"}
+
+
+def test_a_corpus_of_one_file_of_token_ids_is_still_read(tmp_path):
+  """As every corpus was before: format 2."""
+  whole = _write(tmp_path / "new", _chunks(_draw_documents(50)))
+  directory = tmp_path / "new"
+  (directory / "tokens-00000.bin").rename(directory / "tokens.bin")
+  manifest = json.loads((directory / "manifest.json").read_text())
+  del manifest["shard_tokens"]
+  manifest["version"] = 2
+  for key in ("crc32", "file_bytes"):
+    manifest[key]["tokens.bin"] = manifest[key].pop("tokens-00000.bin")
+  # As that version made it.
+  crcs = repr(sorted(manifest["crc32"].items())).encode()
+  assert manifest["fingerprint"] == f"{zlib.crc32(crcs):08x}"
+  (directory / "manifest.json").write_text(json.dumps(manifest))
+  corpus = corpus_lib.open_corpus(directory)
+  np.testing.assert_array_equal(corpus.tokens[:], whole.tokens[:])
+  assert corpus.fingerprint == whole.fingerprint
+
+
 def _digest(directory):
   content = [
     path.name.encode() + path.read_bytes()
@@ -135,8 +182,9 @@ def _digest(directory):
   return hashlib.sha256(b"\x00".join(content)).hexdigest()
 
 
-def test_a_killed_writer_goes_on_to_the_same_bytes(tmp_path):
+def test_a_killed_writer_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
   """Killed amid any write: files too long, too many, or half a chunk in."""
+  monkeypatch.setattr(corpus_writer, "SHARD_TOKENS", 700)
   rng = random.Random(4)
   chunks = _chunks(_draw_documents(150))
   _write(tmp_path / "whole", chunks)
@@ -149,9 +197,8 @@ def test_a_killed_writer_goes_on_to_the_same_bytes(tmp_path):
       last = rng.randint(writer.num_chunks, len(chunks))
       for chunk in chunks[writer.num_chunks : last]:
         writer.append(_encode(chunk))
-      writer.close()
       # The chunk it was at: what reached the disk of it, if anything.
-      for name in ("tokens.bin", "sentences.bin", "documents.bin"):
+      for name in ("tokens-00001.bin", "sentences.bin", "documents.bin"):
         with open(directory / name, "ab") as f:
           f.write(rng.randbytes(rng.choice([0, 1, 1000])))
       if rng.random() < 0.5:
@@ -160,12 +207,13 @@ def test_a_killed_writer_goes_on_to_the_same_bytes(tmp_path):
       writer = corpus_writer.CorpusWriter(directory, SETTINGS)
       if writer.num_chunks == len(chunks):
         writer.finish([])  # killed before the manifest
-      writer.close()
     _write(directory, chunks)
     assert _digest(directory) == _digest(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("lost", ["tokens.bin", "documents.bin", "vocab.txt"])
+@pytest.mark.parametrize(
+  "lost", ["tokens-00000.bin", "documents.bin", "vocab.txt"]
+)
 def test_a_writer_whose_files_were_lost_begins_anew(tmp_path, lost):
   """After a crash of the machine a file may be shorter than was noted."""
   chunks = _chunks(_draw_documents(150))
@@ -175,14 +223,12 @@ def test_a_writer_whose_files_were_lost_begins_anew(tmp_path, lost):
   _write_vocabulary(directory)
   for chunk in chunks[:9]:
     writer.append(_encode(chunk))
-  writer.close()
   if lost == "vocab.txt":
     (directory / lost).unlink()
   else:
     (directory / lost).write_bytes((directory / lost).read_bytes()[:-8])
   writer = corpus_writer.CorpusWriter(directory, SETTINGS)
   assert writer.num_chunks == 0
-  writer.close()
   _write(directory, chunks)
   assert _digest(directory) == _digest(tmp_path / "whole")
 
@@ -193,7 +239,6 @@ def test_other_settings_begin_anew(tmp_path):
   _write_vocabulary(tmp_path)
   for chunk in chunks[:5]:
     writer.append(_encode(chunk))
-  writer.close()
   corpus = _write(tmp_path, chunks)
   assert corpus.manifest["settings"] == SETTINGS
   assert corpus.manifest["num_text_bytes"] == 1000
@@ -220,7 +265,7 @@ def test_fingerprints_tell_corpora_apart(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "name", ["tokens.bin", "sentences.bin", "documents.npy", "vocab.txt"]
+  "name", ["tokens-00000.bin", "sentences.bin", "documents.npy", "vocab.txt"]
 )
 def test_a_flipped_bit_is_found_and_named(tmp_path, name):
   """Whatever was found right before."""
@@ -269,7 +314,7 @@ def test_a_corpus_of_an_older_format_is_refused(tmp_path):
     corpus_lib.open_corpus(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["tokens.bin", "sentences.bin"])
+@pytest.mark.parametrize("name", ["tokens-00000.bin", "sentences.bin"])
 def test_a_file_of_another_size_is_refused(tmp_path, name):
   _write(tmp_path, _chunks(_draw_documents(50)))
   path = tmp_path / name
@@ -287,8 +332,7 @@ def test_a_file_of_another_size_is_refused(tmp_path, name):
 
 
 def test_a_corpus_that_is_not_there_or_not_finished_is_refused(tmp_path):
-  writer = corpus_writer.CorpusWriter(tmp_path / "begun", SETTINGS)
-  writer.close()
+  corpus_writer.CorpusWriter(tmp_path / "begun", SETTINGS)
   for directory in (tmp_path / "nowhere", tmp_path / "begun"):
     with pytest.raises(UserError, match="holds no prepared corpus") as e:
       corpus_lib.open_corpus(directory)
@@ -305,9 +349,8 @@ def test_too_few_documents_are_refused(tmp_path, num_usable):
 
 def test_removing_leaves_what_others_put_there(tmp_path):
   directory = tmp_path / "corpus"
-  writer = corpus_writer.CorpusWriter(directory, SETTINGS)
+  corpus_writer.CorpusWriter(directory, SETTINGS)
   _write_vocabulary(directory)
-  writer.close()
   (directory / "progress.json.unfinished").write_text("{")
   (directory / "notes").write_text("mine")
   corpus_writer.remove_empty(directory)
@@ -322,14 +365,12 @@ def test_removing_leaves_chunks_that_are_in(tmp_path):
   writer = corpus_writer.CorpusWriter(tmp_path, SETTINGS)
   _write_vocabulary(tmp_path)
   writer.append(_encode(_draw_documents(9)))
-  writer.close()
   corpus_writer.remove_empty(tmp_path)
   again = corpus_writer.CorpusWriter(tmp_path, SETTINGS)
   assert again.num_chunks == 1
-  again.close()
 
 
-@pytest.mark.parametrize("name", ["tokens.bin", "documents.bin"])
+@pytest.mark.parametrize("name", ["tokens-00000.bin", "documents.bin"])
 def test_a_writer_does_not_go_on_after_damaged_files(tmp_path, name):
   """A bit of what was noted in progress.json has changed: begin anew."""
   chunks = _chunks(_draw_documents(150))
@@ -339,7 +380,6 @@ def test_a_writer_does_not_go_on_after_damaged_files(tmp_path, name):
   _write_vocabulary(directory)
   for chunk in chunks[:9]:
     writer.append(_encode(chunk))
-  writer.close()
   content = bytearray((directory / name).read_bytes())
   content[30] ^= 4
   (directory / name).write_bytes(content)

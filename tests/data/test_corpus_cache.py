@@ -2,11 +2,12 @@
 
 import shutil
 
+import numpy as np
 import pytest
 
 from bert_jax.config import default_config
 from bert_jax.data import corpus_cache, preparation
-from bert_jax.data.corpus import open_corpus
+from bert_jax.data.writing import corpus_writer
 from bert_jax.errors import UserError
 from tests import texts
 
@@ -29,27 +30,27 @@ def test_every_host_maps_the_same_corpus_from_its_own_disk(
   address = _prepare(gcs, tmp_path, monkeypatch, "first")
   assert str(address) == f"{gcs.address}/run/corpus"
   assert "uploading" in capsys.readouterr().out
-  first = open_corpus(corpus_cache.fetch(address))
+  first = corpus_cache.open_corpus(address)
   assert "copying" not in capsys.readouterr().out  # it was written there
 
   assert _prepare(gcs, tmp_path, monkeypatch, "second") == address
   assert "is prepared already" in capsys.readouterr().out
-  local = corpus_cache.fetch(address)
-  assert local.is_relative_to(tmp_path / "second")
-  second = open_corpus(local)
-  assert "copying" in capsys.readouterr().out
+  second = corpus_cache.open_corpus(address)
+  assert f"copying the index of {address} to" in capsys.readouterr().out
   assert second.fingerprint == first.fingerprint
-  assert (second.tokens == first.tokens).all()
+  np.testing.assert_array_equal(second.tokens[:], first.tokens[:])
   assert (second.documents == first.documents).all()
+  assert "tokens-00000.bin to" in capsys.readouterr().out
+  assert list((tmp_path / "second").rglob("tokens-00000.bin"))
 
-  corpus_cache.fetch(address)
+  corpus_cache.open_corpus(address, needs_all=True).tokens[:]
   assert capsys.readouterr().out == ""
   vocab = gcs.bucket.get("run/vocab.txt").data.decode()
   assert vocab.split() == first.vocab
 
 
 @pytest.mark.parametrize(
-  "name", ["tokens.bin", "sentences.bin", "documents.npy", "vocab.txt"]
+  "name", ["tokens-00000.bin", "sentences.bin", "documents.npy", "vocab.txt"]
 )
 def test_a_file_damaged_on_its_way_is_named_and_not_used(
   gcs, tmp_path, monkeypatch, name
@@ -61,16 +62,12 @@ def test_a_file_damaged_on_its_way_is_named_and_not_used(
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "second"))
   for _ in range(2):  # nor the next time
     with pytest.raises(UserError, match=f"{name} has the checksum"):
-      corpus_cache.fetch(address)
+      corpus_cache.open_corpus(address).tokens[:]
 
 
 def test_an_address_without_a_corpus_is_an_error(gcs):
   with pytest.raises(UserError, match="holds no prepared corpus"):
-    corpus_cache.fetch(f"{gcs.address}/nowhere")
-
-
-def test_a_folder_is_used_where_it_is(tmp_path):
-  assert corpus_cache.fetch(tmp_path) == tmp_path
+    corpus_cache.open_corpus(f"{gcs.address}/nowhere")
 
 
 def test_a_corpus_that_the_disk_can_not_hold_is_not_copied(
@@ -81,5 +78,53 @@ def test_a_corpus_that_the_disk_can_not_hold_is_not_copied(
   usage = shutil.disk_usage(tmp_path)._replace(free=1000)
   monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
   with pytest.raises(UserError, match=r"0\.0 GB of free disk; expected"):
-    corpus_cache.fetch(address)
-  assert not list((tmp_path / "second").rglob("tokens.bin"))
+    corpus_cache.open_corpus(address)
+  assert not list((tmp_path / "second").rglob("*.bin"))
+
+
+def test_a_host_copies_the_shards_that_its_rows_need(
+  gcs, tmp_path, monkeypatch, capsys
+):
+  monkeypatch.setattr(corpus_writer, "SHARD_TOKENS", 500)
+  address = _prepare(gcs, tmp_path, monkeypatch, "first")
+  whole = corpus_cache.open_corpus(address).tokens[:]
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "second"))
+  corpus = corpus_cache.open_corpus(address)
+
+  def copied():
+    found = (tmp_path / "second").rglob("tokens*.bin")
+    return sorted(path.name for path in found)
+
+  assert copied() == []
+  for wanted in ([501, 502], [999, 1500]):
+    np.testing.assert_array_equal(
+      corpus.tokens[np.array(wanted)], whole[wanted]
+    )
+  assert copied() == [f"tokens-{n:05d}.bin" for n in (1, 3)]
+  # The next start finds them right, and copies the rest only.
+  capsys.readouterr()
+  np.testing.assert_array_equal(
+    corpus_cache.open_corpus(address).tokens[:], whole
+  )
+  lines = capsys.readouterr().out.splitlines()
+  assert len(lines) == len(copied()) - 2 > 2
+
+
+def test_training_is_refused_where_not_all_shards_have_room(
+  gcs, tmp_path, monkeypatch
+):
+  """At once; what needs a few shards goes on, and ends at a full disk."""
+  monkeypatch.setattr(corpus_writer, "SHARD_TOKENS", 500)
+  address = _prepare(gcs, tmp_path, monkeypatch, "first")
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "second"))
+  corpus = corpus_cache.open_corpus(address)
+  sizes = corpus.manifest["file_bytes"]
+  free = sum(sizes.values()) - sizes["sentences.bin"] - 1
+  usage = shutil.disk_usage(tmp_path)
+  monkeypatch.setattr(shutil, "disk_usage", lambda p: usage._replace(free=free))
+  with pytest.raises(UserError, match="of free disk; expected"):
+    corpus_cache.open_corpus(address, needs_all=True)
+  assert len(corpus.tokens[:10]) == 10
+  monkeypatch.setattr(shutil, "disk_usage", lambda p: usage._replace(free=999))
+  with pytest.raises(UserError, match="of free disk; expected"):
+    corpus.tokens[:501]

@@ -3,9 +3,11 @@
 import random
 import unicodedata
 
+import hypothesis
 import numpy as np
 import pytest
 import transformers
+from hypothesis import strategies as st
 
 from bert_jax.data import encoding
 from bert_jax.data.encoding import EncodingRules
@@ -267,6 +269,23 @@ def test_long_words_are_cut_if_asked_for():
   assert cut.encode([word]).counts["num_lost_characters"] == 0
 
 
+@hypothesis.given(st.lists(st.text("abcdE .,!-\n", max_size=40), max_size=20))
+def test_ids_spell_the_text_again(lines):
+  """Every letter and mark, in order, but for spaces and case."""
+  letters = "abcde.,!-"
+  vocab = [
+    *SPECIAL_TOKENS,
+    *letters,
+    *(f"##{x}" for x in letters),
+    "ab",
+    "##ca",
+  ]
+  text = "\n".join(lines)
+  ids = _encoder(vocab, True, False).encode([text]).tokens
+  spelled = "".join(vocab[i].removeprefix("##") for i in ids)
+  assert spelled == "".join(text.lower().split())
+
+
 def test_hashes_are_of_the_token_ids():
   """Spaces, case and line breaks do not make another document."""
   vocab = [*SPECIAL_TOKENS, "one", "two", "."]
@@ -275,7 +294,13 @@ def test_hashes_are_of_the_token_ids():
   assert hashes[0] == hashes[1] == hashes[2] != hashes[3]
 
 
-def test_every_id_of_the_largest_vocabulary_fits_two_bytes():
-  vocab = [*SPECIAL_TOKENS, *(f"w{i}" for i in range(65_531))]
-  encoder = _encoder(vocab, True, True)
-  assert _encode(encoder, "w0 w65530") == [5, 65_535]
+@pytest.mark.parametrize(
+  ("vocab_size", "token_bytes"), [(65_536, 2), (65_537, 4), (119_547, 4)]
+)
+def test_ids_past_two_bytes_take_four(vocab_size, token_bytes):
+  vocab = [*SPECIAL_TOKENS, *(f"w{i}" for i in range(vocab_size - 5))]
+  last = vocab_size - 1
+  encoded = _encoder(vocab, True, True).encode([f"w0 w{last - 5}\nw7", "w1"])
+  assert encoded.tokens.tolist() == [5, last, 12, 6]
+  assert encoded.tokens.itemsize == token_bytes
+  assert encoded.sentence_lengths.tolist() == [2, 1, 1]

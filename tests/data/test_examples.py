@@ -6,8 +6,10 @@ ids tells by itself which stretch of which document it came from.
 
 import itertools
 
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 from bert_jax.data import corpus as corpus_lib
 from bert_jax.data.draws import permute
@@ -181,6 +183,16 @@ def test_the_permutation_is_one_to_one_for_every_size():
     key = np.full(size, 12345 + size, np.uint64)
     permuted = permute(numbers, size, key)
     np.testing.assert_array_equal(np.sort(permuted), numbers)
+
+
+@hypothesis.given(st.integers(1, 2**40), st.integers(0, 2**64 - 1), st.data())
+def test_the_permutation_of_any_size_keeps_numbers_apart(size, key, data):
+  number = st.integers(0, size - 1)
+  numbers = data.draw(st.lists(number, min_size=1, max_size=50, unique=True))
+  keys = np.full(len(numbers), key, np.uint64)
+  permuted = permute(np.array(numbers, np.uint64), size, keys)
+  assert len(set(permuted.tolist())) == len(numbers)
+  assert permuted.max() < size
 
 
 def test_the_permutation_scatters_neighbours():

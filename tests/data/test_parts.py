@@ -10,7 +10,7 @@ import pytest
 
 from bert_jax.config import default_config
 from bert_jax.data import preparation
-from bert_jax.data.writing import parts
+from bert_jax.data.writing import chunks, parts
 from bert_jax.errors import UserError
 from tests import texts
 
@@ -26,7 +26,7 @@ def _config(tmp_path, monkeypatch):
     part = documents[25 * number : 25 * number + 35]
     texts.write_text(tmp_path / "in" / f"{number}.txt", part)
   (tmp_path / "in" / "empty.txt").write_text("\n")
-  monkeypatch.setattr(preparation, "CHUNK_BYTES", 3000)
+  monkeypatch.setattr(chunks, "CHUNK_BYTES", 3000)
   config = default_config()
   config.corpus.source = f"{tmp_path}/in/*.txt"
   config.corpus.vocab_size = 200

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from bert_jax.data import pipeline
+from bert_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -89,14 +90,16 @@ def test_batches_are_built_ahead_but_not_without_end():
   assert len(built) <= 2 * pipeline._AHEAD_BATCHES
 
 
-def test_a_fault_while_building_is_raised(with_tensorflow):
+def test_an_error_while_building_is_raised_as_it_is(with_tensorflow):
+  """A full disk, found while a shard is copied, stays one line."""
+
   class Broken(_Examples):
     def batch(self, indices):
       if indices[0] >= 32:
-        raise ValueError("no such passage")
+        raise UserError("no such passage")
       return super().batch(indices)
 
-  with pytest.raises(Exception, match="no such passage"):
+  with pytest.raises(UserError, match=r"^no such passage$"):
     list(pipeline.iterate_batches(Broken(), 8, 0, 10))
 
 

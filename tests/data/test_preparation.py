@@ -20,7 +20,9 @@ from bert_jax.data import mixing
 from bert_jax.data import preparation as prepare_lib
 from bert_jax.data.encoding import hash_tokens
 from bert_jax.data.examples import Examples
+from bert_jax.data.sources.source import Source
 from bert_jax.data.tokenization import SPECIAL_TOKENS, create_tokenizer
+from bert_jax.data.writing import chunks
 from bert_jax.errors import UserError
 from tests import texts
 
@@ -38,9 +40,9 @@ SETTINGS = {
 # The command with small chunks, and with workers whatever the text's size.
 _SMALL_CHUNKS = """
 from bert_jax import command, prepare
-from bert_jax.data import preparation
-preparation.CHUNK_BYTES = {chunk_bytes}
-preparation._POOL_BYTES = {pool_bytes}
+from bert_jax.data.writing import chunks
+chunks.CHUNK_BYTES = {chunk_bytes}
+chunks._POOL_BYTES = {pool_bytes}
 command.define_config_flags()
 command.define_init_flags()
 prepare.define_flags()
@@ -677,7 +679,7 @@ def test_words_are_counted_all_over_a_large_corpus(tmp_path, monkeypatch):
   """With room for a tenth of the text: every tenth chunk of it."""
   words = [f"w{i}" for i in range(1000)]
   path = _write_documents(tmp_path / "a.txt", words)
-  monkeypatch.setattr(prepare_lib, "CHUNK_BYTES", 40)
+  monkeypatch.setattr(chunks, "CHUNK_BYTES", 40)
   monkeypatch.setattr(
     prepare_lib, "VOCABULARY_BYTES", path.stat().st_size // 10 + 1
   )
@@ -687,3 +689,20 @@ def test_words_are_counted_all_over_a_large_corpus(tmp_path, monkeypatch):
   seen = [int(word[1:]) for word in counts]
   assert 80 < len(seen) < 120
   assert np.histogram(seen, 5, (0, 1000))[0].min() > 10
+
+
+@pytest.mark.parametrize(
+  ("num_files", "num_read"), [((400, 40), (200, 20)), ((400, 20), (400, 20))]
+)
+def test_of_many_files_some_are_read_for_the_vocabulary(num_files, num_read):
+  """Of each entry the same share, and 16 files at least."""
+  found = [
+    Source(f"{group} {number}", 1, 1, None, group)
+    for group, count in enumerate(num_files)
+    for number in range(count)
+  ]
+  sampled = chunks.sample_files(found, 9)
+  assert set(sampled) <= set(found)
+  groups = [source.group for source in sampled]
+  assert tuple(groups.count(group) for group in (0, 1)) == num_read
+  assert chunks.sample_files(found, 0) == found

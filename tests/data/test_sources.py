@@ -215,14 +215,14 @@ def test_a_broken_gzip_file_is_named(tmp_path, breaking):
 @pytest.mark.parametrize(
   ("line", "message"),
   [
-    ('{"text": "cut', "line 2 is not JSON"),
-    ("plain text", "line 2 is not JSON"),
+    ('{"text": "cut', "line 2 can't be read: it is not JSON"),
+    ("plain text", "line 2 can't be read: it is not JSON"),
     ('["a", "list"]', "line 2 is a JSON list"),
     ('"a string"', "line 2 is a JSON str"),
     ('{"id": 1}', "line 2 has no text under 'text'"),
     ('{"text": 5}', "line 2 has no text under 'text'"),
     ('{"text": null}', "line 2 has no text under 'text'"),
-    ('{"n": 1' + "0" * 5000 + "}", "line 2 is not JSON"),
+    ('{"n": 1' + "0" * 5000 + "}", "line 2 can't be read: a number has"),
   ],
 )
 def test_a_bad_record_is_named(tmp_path, line, message):

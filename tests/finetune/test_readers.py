@@ -239,7 +239,7 @@ MISTAKES = [
   ("a.tsv", "sentence\tlabel\n", {}, "has no rows"),
   ("a.csv", 'sentence,label\n"a,1\n', {}, "line 2 is no row of a table"),
   ("a.jsonl", '{"sentence": "a"\n', {}, "line 1 can't be read: it is not JSON"),
-  ("a.jsonl", "[1]\n", {}, "line 1 is '[1]'; expected an object"),
+  ("a.jsonl", "[1]\n", {}, "line 1 is a JSON list; expected an object"),
   ("a.jsonl", '{"sentence": "a", "label": null}\n', {}, "line 1 has no label"),
   (
     "a.tsv",

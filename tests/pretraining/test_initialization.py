@@ -199,8 +199,8 @@ def test_the_vocabulary_comes_along(source, continued):
   for name in ("vocab.txt", "corpus/vocab.txt", initialization.VOCAB_FILE):
     assert load_vocabulary(continued / name) == VOCAB
   assert np.array_equal(
-    np.fromfile(source / "corpus" / "tokens.bin", np.uint16),
-    np.fromfile(continued / "corpus" / "tokens.bin", np.uint16),
+    np.fromfile(source / "corpus" / "tokens-00000.bin", np.uint16),
+    np.fromfile(continued / "corpus" / "tokens-00000.bin", np.uint16),
   )
 
 
@@ -367,7 +367,7 @@ def test_a_new_logit_is_the_mean_of_the_old_ones(source, extended):
 
 def test_texts_are_written_with_the_new_pieces(source, extended):
   counts = [
-    np.fromfile(run / "corpus" / "tokens.bin", np.uint16)
+    np.fromfile(run / "corpus" / "tokens-00000.bin", np.uint16)
     for run in (source, extended)
   ]
   assert len(counts[1]) < 0.7 * len(counts[0])

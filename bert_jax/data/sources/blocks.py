@@ -7,9 +7,9 @@ block's documents are wanted.
 
 import codecs
 import dataclasses
-import json
 import re
 
+from bert_jax.data.json_text import parse_object
 from bert_jax.data.sources import compression
 from bert_jax.data.sources.source import Layout
 from bert_jax.errors import UserError
@@ -138,7 +138,8 @@ class FileBlock:
         continue
       where = f"{self.path} line {number}"
       try:
-        yield record_text(parse_json(line, where), self.layout.text_key, where)
+        record = parse_object(line, where)
+        yield record_text(record, self.layout.text_key, where)
       except UserError as e:
         if problems is None:
           raise
@@ -147,14 +148,6 @@ class FileBlock:
 
 def _is_read(line):
   return line is not None
-
-
-def parse_json(text, where):
-  """Returns the value of a JSON text; `where` names it in a UserError."""
-  try:
-    return json.loads(text)
-  except (ValueError, RecursionError) as e:
-    raise UserError(f"{where} is not JSON: {e}") from None
 
 
 def record_text(record, text_key, where):

@@ -15,14 +15,15 @@ import numpy as np
 
 from bert_jax.data.corpus import (
   DOCUMENT,
-  FILES,
+  INDEX_FILES,
   VERSION,
   checksum,
   file_size,
   load_json,
-  map_file,
+  open_tokens,
   write_json,
 )
+from bert_jax.data.token_shards import shard_name
 from bert_jax.errors import UserError
 
 # One token for sentence A and one for sentence B.
@@ -30,7 +31,8 @@ MIN_DOCUMENT_TOKENS = 2
 # Two to train on and two held out: a random next sentence comes from another
 # document.
 MIN_DOCUMENTS = 4
-_STREAMS = ("tokens.bin", "sentences.bin", "documents.bin")
+# Tokens of each file of token ids: 1 GiB at two bytes a token.
+SHARD_TOKENS = 2**29
 
 
 class CorpusWriter:
@@ -49,27 +51,35 @@ class CorpusWriter:
     self._progress_path = directory / "progress.json"
     self._progress = {
       "settings": settings,
+      "shard_tokens": SHARD_TOKENS,
+      "token_bytes": 0,
       "num_chunks": 0,
       "counts": {},
       "num_tokens": 0,
       "num_sentences": 0,
-      "file_bytes": dict.fromkeys(_STREAMS, 0),
-      "crc32": dict.fromkeys(_STREAMS, 0),
+      "file_bytes": {"sentences.bin": 0, "documents.bin": 0},
+      "crc32": {"sentences.bin": 0, "documents.bin": 0},
+      "tokens_crc32": 0,  # of all token ids, however they lie in files
     }
     found = load_json(self._progress_path)
     if self._fits(found):
       self._progress = found
+    self._remove_unnoted()
     if self.num_chunks == 0:
-      (directory / "vocab.txt").unlink(missing_ok=True)
       write_json(self._progress_path, self._progress)
-    self._files = {
-      name: open(directory / name, "ab")  # noqa: SIM115 (closed by close)
-      for name in _STREAMS
-    }
-    for name, f in self._files.items():
-      f.truncate(self._progress["file_bytes"][name])
+    for name, size in self._progress["file_bytes"].items():
+      with open(directory / name, "ab") as f:
+        f.truncate(size)
     written = np.fromfile(directory / "documents.bin", DOCUMENT)
     self._seen = _Hashes(written["hash"])
+
+  def _remove_unnoted(self):
+    """Deletes files that progress.json does not tell of."""
+    for path in self._directory.glob("tokens*.bin"):
+      if path.name not in self._progress["file_bytes"]:
+        path.unlink()
+    if self.num_chunks == 0:
+      (self._directory / "vocab.txt").unlink(missing_ok=True)
 
   def _fits(self, progress):
     """Returns whether the files begin with what was noted of them."""
@@ -77,8 +87,9 @@ class CorpusWriter:
       return False
     if progress.keys() != self._progress.keys():
       return False
-    if progress["settings"] != self._progress["settings"]:
-      return False
+    for key in ("settings", "shard_tokens"):
+      if progress[key] != self._progress[key]:
+        return False
     return (self._directory / "vocab.txt").exists() and all(
       file_size(self._directory / name) >= size
       and checksum(self._directory / name, size) == progress["crc32"][name]
@@ -114,7 +125,7 @@ class CorpusWriter:
     documents["hash"] = encoded.hashes
     documents["source"] = encoded.sources
     relative = before[:-1] - np.repeat(starts, encoded.document_sentences)
-    self._write("tokens.bin", encoded.tokens)
+    self._write_tokens(encoded.tokens)
     self._write("sentences.bin", relative.astype(np.uint32))
     self._write("documents.bin", documents)
 
@@ -123,7 +134,6 @@ class CorpusWriter:
     counts.update(encoded.counts)
     counts.update(dropped)
     progress["counts"] = dict(sorted(counts.items()))
-    progress["num_tokens"] += len(encoded.tokens)
     progress["num_sentences"] += len(encoded.sentence_lengths)
     write_json(self._progress_path, progress)
 
@@ -160,27 +170,35 @@ class CorpusWriter:
       sources=encoded.sources[kept],
     ), dropped
 
+  def _write_tokens(self, tokens):
+    """Appends token ids to the last shard, and begins new ones."""
+    progress = self._progress
+    progress["token_bytes"] = tokens.itemsize
+    crc = progress["tokens_crc32"]
+    progress["tokens_crc32"] = zlib.crc32(tokens.tobytes(), crc)
+    while len(tokens):
+      number, used = divmod(progress["num_tokens"], SHARD_TOKENS)
+      part, tokens = np.split(tokens, [SHARD_TOKENS - used])
+      self._write(shard_name(number), part)
+      progress["num_tokens"] += len(part)
+
   def _write(self, name, array):
     data = array.tobytes()
-    self._files[name].write(data)
-    self._files[name].flush()
-    # On the disk before progress.json says so.
-    os.fdatasync(self._files[name].fileno())
-    progress = self._progress
-    progress["file_bytes"][name] += len(data)
-    progress["crc32"][name] = zlib.crc32(data, progress["crc32"][name])
-
-  def close(self):
-    """Closes the files; what is in stays for a later continuation."""
-    for f in self._files.values():
-      f.close()
+    with open(self._directory / name, "ab") as f:
+      f.write(data)
+      f.flush()
+      # On the disk before progress.json says so.
+      os.fdatasync(f.fileno())
+    sizes, crcs = self._progress["file_bytes"], self._progress["crc32"]
+    sizes[name] = sizes.get(name, 0) + len(data)
+    crcs[name] = zlib.crc32(data, crcs.get(name, 0))
 
   def finish(self, entries, drop=None):
     """Writes documents.npy and makes the manifest.
 
     Args:
       entries: list of dicts that describe the entries of `corpus.source`.
-      drop: function of (tokens uint16 [T], `DOCUMENT` [N]) that returns which
+      drop: function of (`TokenShards`, `DOCUMENT` [N]) that returns which
         documents to leave out, bool [N]; None leaves none out.
 
     Returns:
@@ -189,13 +207,11 @@ class CorpusWriter:
     Raises:
       UserError: fewer than `MIN_DOCUMENTS` are left.
     """
-    self.close()
     progress = self._progress
     documents = np.fromfile(self._directory / "documents.bin", DOCUMENT)
     num_near = 0
     if drop and len(documents):
-      tokens = map_file(self._directory / "tokens.bin", np.uint16)
-      is_dropped = drop(tokens, documents)
+      is_dropped = drop(open_tokens(self._directory, progress), documents)
       num_near = int(is_dropped.sum())
       documents = documents[~is_dropped]
     if len(documents) < MIN_DOCUMENTS:
@@ -210,12 +226,10 @@ class CorpusWriter:
       f.flush()
       os.fdatasync(f.fileno())
 
-    crc32 = {
-      "tokens.bin": progress["crc32"]["tokens.bin"],
-      "sentences.bin": progress["crc32"]["sentences.bin"],
-      "documents.npy": checksum(path),
-      "vocab.txt": checksum(self._directory / "vocab.txt"),
-    }
+    crc32 = dict(progress["crc32"])
+    del crc32["documents.bin"]
+    crc32["documents.npy"] = checksum(path)
+    crc32["vocab.txt"] = checksum(self._directory / "vocab.txt")
     return {
       "version": VERSION,
       "settings": progress["settings"],
@@ -225,14 +239,31 @@ class CorpusWriter:
       "num_sentences": int(documents["num_sentences"].sum()),
       "num_tokens": int(documents["num_tokens"].sum()),
       **progress["counts"],
-      "token_bytes": 2,
+      "token_bytes": progress["token_bytes"],
+      "shard_tokens": progress["shard_tokens"],
       "file_bytes": {
-        name: progress["file_bytes"][name]
-        for name in ("tokens.bin", "sentences.bin")
+        name: size
+        for name, size in progress["file_bytes"].items()
+        if name != "documents.bin"
       },
       "crc32": crc32,
-      "fingerprint": f"{zlib.crc32(repr(sorted(crc32.items())).encode()):08x}",
+      "fingerprint": _fingerprint(crc32, progress["tokens_crc32"]),
     }
+
+
+def _fingerprint(crc32, tokens_crc32):
+  """Names a corpus, whatever the size of its files of token ids.
+
+  Args:
+    crc32: dict of file name to CRC-32.
+    tokens_crc32: CRC-32 of all token ids.
+
+  Returns:
+    str; that of a corpus of one file, tokens.bin.
+  """
+  of_index = {n: crc for n, crc in crc32.items() if n in INDEX_FILES}
+  parts = sorted({**of_index, "tokens.bin": tokens_crc32}.items())
+  return f"{zlib.crc32(repr(parts).encode()):08x}"
 
 
 class _Hashes:
@@ -281,7 +312,9 @@ def remove_empty(directory):
   if isinstance(progress, dict) and progress.get("num_chunks"):
     return
   remove_scaffolding(directory)
-  for name in (*_STREAMS, *FILES, "verified.json"):
+  for name in (*INDEX_FILES, "manifest.json", "verified.json"):
     (directory / name).unlink(missing_ok=True)
+  for path in directory.glob("tokens*.bin"):
+    path.unlink()
   if directory.exists() and not any(directory.iterdir()):
     directory.rmdir()

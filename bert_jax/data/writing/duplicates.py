@@ -18,7 +18,7 @@ def find_near_duplicates(tokens, documents):
   """Finds documents that are nearly the same as an earlier one.
 
   Args:
-    tokens: uint16 [T] of a corpus.
+    tokens: `TokenShards` or array [T] of a corpus.
     documents: `DOCUMENT` [N].
 
   Returns:
@@ -46,11 +46,12 @@ def _sketch(tokens, document):
   """Returns the MinHash of a document's runs of tokens."""
   start = document["start"]
   size = min(int(document["num_tokens"]), _MAX_TOKENS)
+  width = tokens.dtype.itemsize
   data = tokens[start : start + size].tobytes()
-  run = 2 * _RUN_TOKENS  # bytes
+  run = width * _RUN_TOKENS  # bytes
   last = max(len(data) - run, 0)
   sketch = rensa.RMinHash(num_perm=_NUM_PERMUTATIONS, seed=0)
-  sketch.update([data[i : i + run] for i in range(0, last + 1, 2)])
+  sketch.update([data[i : i + run] for i in range(0, last + 1, width)])
   return sketch
 
 
@@ -63,7 +64,7 @@ def count_near_duplicates(tokens, documents, is_held_out):
   """Counts near-duplicates for the report, in a sample of a large corpus.
 
   Args:
-    tokens: uint16 [T] of a corpus.
+    tokens: `TokenShards` or array [T] of a corpus.
     documents: `DOCUMENT` [N].
     is_held_out: bool [N].
 
