@@ -25,7 +25,8 @@ from bert_jax.model.bert import BertModel, segment_inputs
 from bert_jax.sharding import mesh as mesh_lib
 from bert_jax.sharding import rows as rows_lib
 from bert_jax.storage import shards
-from bert_jax.weights.pretrained import checksum, load_init, print_report
+from bert_jax.weights.parameters import checksum
+from bert_jax.weights.pretrained import load_init, print_report
 
 POOLINGS = (*pooling_lib.POOLINGS, "tokens")
 # "last4" is the best of the paper's table 7, in the order of its code.

@@ -23,8 +23,7 @@ EXCEPTIONS = {
   # /dev/null, and a descriptor of this process.
   "distributed/joining.py": {"open"},
   # Only the last part of a name, for a model card.
-  "finetune/card.py": {"os.path"},
-  "pretraining/exporting.py": {"os.path"},
+  "weights/model_card.py": {"os.path"},
   # Whether a name is one without folders.
   "weights/folder_files.py": {"os.path"},
   # A log beside a process, in this computer's temporary folder.
