@@ -62,7 +62,8 @@ setuptools.setup(
     "thai": THAI,
     # Making tfds:wiki40b, tfds:wikipedia and others that need Apache Beam.
     "wikipedia": [
-      "apache-beam>=2.60",
+      # gcp: the text of wiki40b lies in a bucket.
+      "apache-beam[gcp]>=2.60",
       "importlib_resources",
       "mwparserfromhell",
     ],
