@@ -1,4 +1,4 @@
-"""A tokenised corpus on disk: written once, mapped into memory ever after.
+"""A tokenised corpus on disk: its files, and opening them for reading.
 
     tokens-00000.bin, tokens-00001.bin, ...
                    every token of every document, end to end: uint16, or uint32
@@ -268,12 +268,12 @@ def load_json(path):
 
 
 def split_documents(documents, eval_fraction):
-  """Parts the held-out documents from the rest, by their hash.
+  """Splits off the held-out documents, chosen by their hash.
 
-  A document stays on its side when others come or go, except that the
-  held-out side never has fewer than two, as next sentence prediction needs:
-  the shortest of the others make up for them, so that a corpus of a few long
-  books loses little of its text.
+  Adding or removing documents moves no other one, except that at least two are
+  held out, as next sentence prediction needs: where the hash chooses fewer, the
+  shortest documents are taken, so that a corpus of a few long books loses
+  little of its text.
 
   Args:
     documents: `DOCUMENT` [N], at least `MIN_DOCUMENTS`.
@@ -284,7 +284,7 @@ def split_documents(documents, eval_fraction):
   """
   held_out = documents["hash"] < np.uint64(int(eval_fraction * 2**64))
   wanted = max(2, min(int(held_out.sum()), len(documents) - 2))
-  # By side, then length, then hash.
+  # Held-out documents first, each side by length, then hash.
   order = np.lexsort((documents["hash"], documents["num_tokens"], ~held_out))
   held_out[:] = False
   held_out[order[:wanted]] = True
@@ -303,7 +303,7 @@ def weigh_documents(documents, weights):
     `DOCUMENT` [M], in the order of `documents`.
   """
   weight = np.asarray(weights, float)[documents["source"]]
-  # The hash's lower bits: the upper ones part the held-out side off.
+  # The lower bits of the hash: the upper ones choose what is held out.
   share = (documents["hash"] % np.uint64(2**32)) / 2.0**32
   times = np.floor(weight).astype(np.int64) + (share < weight % 1)
   return np.repeat(documents, times)
@@ -315,5 +315,5 @@ def file_size(path):
 
 
 def write_json(path, content):
-  """Writes JSON so that a reader sees the old file or the new one, whole."""
+  """Writes JSON; readers see either the old file or the complete new one."""
   paths.write_file(path, json.dumps(content, indent=2) + "\n")

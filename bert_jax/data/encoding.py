@@ -1,4 +1,4 @@
-"""Documents to token ids, as fast as a dictionary look-up per word."""
+"""Documents to token ids: each distinct word is encoded once and remembered."""
 
 import array
 import collections

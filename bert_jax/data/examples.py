@@ -6,11 +6,11 @@ same examples.
 
 How example `i` is found, all of it vectorised over a batch:
 
-1. Lay the documents end to end, each stretched to at least one full span of
-   `max_seq_length - 3` tokens, and place a point every span, at an offset that
+1. Lay the documents end to end, each counted as at least one span of
+   `max_seq_length - 3` tokens, and mark a point every span, at an offset that
    differs between the passes over the corpus. Example `i` belongs to the i-th
    point, in the order of a keyed permutation.
-2. A window around the point is parted at a sentence's end: A is whole sentences
+2. A window around the point is split at a sentence's end: A is whole sentences
    before it, and B has what A leaves of the length. How much A should have is
    drawn; one example in ten aims at less than the length.
 3. A random B comes from another document. Places are drawn by the law that the
@@ -24,8 +24,8 @@ How example `i` is found, all of it vectorised over a batch:
 Nothing but the text of A and B can thus tell the label: A, B's length, and
 whether B begins or ends with a sentence or a document are fixed before it.
 
-Where a sentence is so long that no other is in reach, A and B are parted amid
-it, and a random B begins amid a sentence too.
+Where a sentence is so long that the window holds no end of one, A and B are
+split within it, and a random B begins within a sentence too.
 """
 
 import dataclasses

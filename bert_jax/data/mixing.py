@@ -1,4 +1,4 @@
-"""Which documents are trained on, which are held out, and how often each."""
+"""Which documents are trained on, and how often, by the weights of sources."""
 
 import numpy as np
 

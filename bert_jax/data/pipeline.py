@@ -1,8 +1,7 @@
-"""tf.data around the examples: built ahead of the step, in order.
+"""Builds batches in the background, ahead of the step and in order, by tf.data.
 
-The only file that imports TensorFlow, which never sees an accelerator. Without
-TensorFlow a thread does the same from the same function, so that a machine
-that has none can train.
+The only file that imports TensorFlow, from which accelerators are hidden.
+Without TensorFlow a thread calls the same function, and the batches are equal.
 """
 
 import concurrent.futures
@@ -47,7 +46,7 @@ def has_tensorflow():
 
 
 def import_tensorflow():
-  """Returns the module, kept quiet and away from accelerators.
+  """Imports TensorFlow, without its log lines and without accelerators.
 
   Raises:
     ModuleNotFoundError: it is not installed.

@@ -1,6 +1,8 @@
-"""The tokens that examples are drawn around, in a pass and at random.
+"""Chooses the token of a document that an example is built around.
 
-The documents lie end to end on a line, each stretched to at least one span.
+Documents are laid end to end; a document takes as much room as it has tokens,
+but at least one span (the text of one sequence), so that short documents are
+seen too. A pass visits a point every span; random ones are drawn by room.
 """
 
 import numpy as np
@@ -15,10 +17,10 @@ _LEAST_ALIKE = 8
 
 
 class Places:
-  """Draws tokens of documents by how much room each has on the line."""
+  """Finds the points of a pass, and random ones, among documents in a row."""
 
   def __init__(self, documents, span):
-    """Lays out the line.
+    """Computes where each document's room ends.
 
     Args:
       documents: `DOCUMENT` [N], at least two.
@@ -27,12 +29,13 @@ class Places:
     self._span = span
     self._num_tokens = documents["num_tokens"]
     room = np.maximum(self._num_tokens, span)
-    # The line is a whole number of spans: the next pass begins where one ends.
+    # The room of all is a whole number of spans, so that passes follow on.
     room[-1] += -room.sum() % span
     self._ends = np.cumsum(room)
     self.examples_per_pass = int(self._ends[-1]) // span
-    # A second line, of documents of one sentence and then of the others, both
-    # from short to long: documents that allow alike pairs are neighbours.
+    # A second layout: documents of one sentence, then the others, both from
+    # short to long, so that documents which allow pairs of one form are
+    # neighbours.
     self._kind = np.where(documents["num_sentences"] > 1, _PARTED, 0)
     keys = self._kind + self._num_tokens
     self._order = np.argsort(keys, kind="stable")
@@ -78,8 +81,8 @@ class Places:
       target: int64 [B], tokens that A and B should have together.
 
     Returns:
-      int64 [B, 2], from where to where they lie on the second line. Where these
-      are too few, so that a few texts would be drawn again and again, all
+      int64 [B, 2], where their room begins and ends in the second layout. Where
+      these are so few that the same texts would be drawn again and again, all
       documents are allowed.
     """
     num_tokens, is_whole = split.num_tokens, split.zone == WHOLE
@@ -104,7 +107,7 @@ class Places:
     return np.stack([begin, np.where(is_enough, end, self._ends[-1])], axis=1)
 
   def others(self, draw, document, allowed):
-    """Draws tokens of other documents, by their room on the line.
+    """Draws tokens of other documents, in proportion to their room.
 
     Args:
       draw: `Draw` of B rows.

@@ -2,8 +2,8 @@
 
 Reads the text twice, in chunks, on all cores: once to count words for the
 vocabulary (skipped with a given `corpus.vocab_file`), once to write token ids.
-Memory does not grow with the corpus. Killed at any moment and started again,
-it goes on with the chunk it was at and ends in the same bytes.
+Memory does not grow with the corpus. A run that was killed continues with the
+chunk it was at and produces the same bytes.
 """
 
 import collections
@@ -82,7 +82,7 @@ def prepare(config, workdir, extend_vocab=0):
       corpus_lib.check_version(directory, manifest)
       asked = _settings(config.corpus, extend_vocab)
       _check_settings(config.corpus, asked, manifest["settings"], directory)
-      # Of a run that was killed at its end.
+      # A run that was killed at its very end leaves these.
       corpus_writer.remove_scaffolding(local)
       print(f"corpus: {directory} is prepared already")
       _say_if_text_changed(config.corpus, manifest["settings"], directory)
@@ -194,7 +194,7 @@ def _settings(corpus, extend_vocab):
 
 
 def _text_settings(found):
-  """Returns what the bytes of the corpus depend on in its text, a dict."""
+  """Returns what identifies the text of a corpus, a dict."""
   return {
     "source_bytes": stored_bytes(found),
     "source_digest": _digest(
@@ -244,7 +244,7 @@ def _write_corpus(config, found, settings, directory):
 
 @contextlib.contextmanager
 def _timed(seconds, part):
-  """Notes in a dict how long a part took."""
+  """Stores in a dict how many seconds a part took."""
   started = time.monotonic()
   yield
   seconds[part] = time.monotonic() - started
@@ -295,7 +295,7 @@ def _encoding_rules(corpus):
 
 
 def _encoded_chunks(corpus, found, directory, writer):
-  """Yields the chunks that are not in yet, encoded."""
+  """Yields the chunks that are not written yet, encoded."""
   parts = parts_lib.folder(directory)
   if parts.exists():
     chunks = parts_lib.read_chunks(parts, len(found))

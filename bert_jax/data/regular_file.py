@@ -1,14 +1,14 @@
-"""Tells files that end from pipes and devices, which may not."""
+"""Tells regular files from pipes and devices, which may never end."""
 
 import os
 import stat
 
 
 def is_regular(path):
-  """Tells whether a path is a file with an end, or a link to one.
+  """Tells whether a path is a regular file, or a link to one.
 
-  `epath.Path.is_file` says so of anything that is no folder: reading a pipe
-  would wait for ever and reading /dev/zero would never end.
+  `epath.Path.is_file` is true of all but folders: reading a pipe would wait for
+  ever, and reading /dev/zero would never end.
 
   Args:
     path: `epath.Path`, of a disk or of a bucket.

@@ -1,4 +1,4 @@
-"""Reads rows of text for a model to look at: one text or pair a line."""
+"""Reads the texts that a model is run on: a text, or pair of texts, a line."""
 
 import gzip
 import zlib

@@ -1,8 +1,8 @@
 """Sentence splitting, by the library that does best in each language.
 
-sentencex (rules, 100 MB/s) serves all languages but Thai, which marks the end
-of a sentence by a space like any other and takes a trained model (pythainlp's
-crfcut, 0.03 MB/s, `pip install bert_jax[thai]`).
+sentencex (rules, 100 MB/s) serves all languages but Thai. Thai marks the end of
+a sentence by a space, as it does clauses, and so needs a trained model
+(pythainlp's crfcut, 0.03 MB/s, `pip install bert_jax[thai]`).
 """
 
 import functools
@@ -23,7 +23,8 @@ _GENERAL_RULES = (
   "mk ms mt nb ne nn no ro si sl sq sr sv sw th tl tr und ur uz vi yo zh"
 )
 LANGUAGES = tuple(sorted(f"{_OWN_RULES} {_GENERAL_RULES}".split()))
-# French initials ("J. Martin") and "M." pass with English rules only.
+# Only the English rules know that the French initial of "J. Martin", and "M.",
+# end no sentence.
 _RULES_OF = {"fr": "en", "und": "en"}
 # Languages that write ordinal numbers with a period: "21. Oktober".
 _ORDINALS = "bs cs da de et fi hr hu is lv nb nn no pl sk sl sr tr"
@@ -78,7 +79,7 @@ def create_splitter(language):
 
 
 def _mend(parts, has_ordinals):
-  """Joins and moves what the rules cut amid a sentence."""
+  """Mends boundaries that the rules of sentencex place within a sentence."""
   sentences, begun = [], ""
   for part in parts:
     begun += part

@@ -1,4 +1,4 @@
-"""Where a document can be parted into a segment A and the B that follows."""
+"""Splits a part of a document into a segment A and the B that follows it."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ WHOLE, HEAD, MIDDLE, TAIL = range(4)
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-  """A place for A and B in each of some documents.
+  """A place for A and B in each of some documents, one document a row.
 
   Positions are int64 [B], in tokens from the document's start.
 
@@ -22,7 +22,7 @@ class Split:
     start: where A starts.
     goal: where A should end, were it not for sentences.
     boundary: the first token behind A: a sentence's start where there is one.
-    is_amid: bool [B], whether `boundary` is amid a sentence.
+    is_amid: bool [B], whether `boundary` lies within a sentence.
   """
 
   document: np.ndarray
@@ -61,7 +61,7 @@ _FIELDS = dataclasses.fields(Split)
 
 
 class Splits:
-  """Parts documents, and finds their sentences."""
+  """Splits documents at the ends of their sentences."""
 
   def __init__(self, documents, sentence_starts, reach):
     """Takes the tables of a corpus.
@@ -79,7 +79,7 @@ class Splits:
     self._sentence_starts = sentence_starts
 
   def choose(self, document, point, target, share):
-    """Parts documents near a token.
+    """Splits documents near a token.
 
     Args:
       document: int64 [B].
@@ -160,7 +160,7 @@ class Splits:
 
 
 def _window(point, target, num_tokens):
-  """Lays a window of the target's length around a token.
+  """Places a window of the target's length around a token.
 
   A window that would begin less than a quarter of its length behind the
   document's start is moved there, and to the end likewise. Without this, the

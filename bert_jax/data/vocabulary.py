@@ -3,8 +3,9 @@
 sentencepiece's BPE sees the words as BERT's tokenizer cuts them (lower-cased,
 accents stripped, punctuation apart) with their counts, and its pieces are
 rewritten: what starts a word stays, what continues one gets "##".
-BPE needs its intermediate pieces to reach the longer ones, WordPiece's longest
-match does not: pieces that no training word uses make way for later ones.
+BPE reaches long pieces through shorter ones, which WordPiece's longest match
+may never use: pieces that no training word is cut into are replaced by later
+ones.
 """
 
 import collections
@@ -113,7 +114,7 @@ def train_vocabulary(words, vocab_size):
   characters = _character_tokens(known, forms)
   room = vocab_size - len(SPECIAL_TOKENS) - len(characters)
   pieces = _used_pieces(trainable, characters, room)
-  # What the pieces leave free goes to the most frequent of the others.
+  # Entries that the pieces leave free go to the next most frequent characters.
   room -= len(pieces)
   num_kept += _num_that_fit(ranked[num_kept:], forms, room)
   characters = _character_tokens(ranked[:num_kept], forms)

@@ -1,4 +1,4 @@
-"""How often each token occurs, and what guessing by that alone scores."""
+"""Token counts of a corpus, and the loss of predicting by frequency alone."""
 
 import numpy as np
 

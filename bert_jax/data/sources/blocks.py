@@ -1,8 +1,7 @@
-"""Text in blocks: cut by the one process that reads, opened by many.
+"""Files in blocks of whole documents, so that workers can decode them.
 
-A file is cut at the ends of its documents, for which nothing needs to be
-decoded; so reading goes as fast as gunzip, and all else is done wherever a
-block's documents are wanted.
+One process reads a file and cuts it between documents, which needs no decoding:
+as fast as gunzip. Workers turn the bytes of a block into documents.
 """
 
 import codecs
@@ -30,7 +29,7 @@ _PEEK_BYTES = 2**16
 
 @dataclasses.dataclass(frozen=True)
 class ReadBlock:
-  """Documents that are read already.
+  """Documents that the reading process has decoded already.
 
   Attributes:
     texts: list of str.
@@ -59,7 +58,7 @@ class ReadBlock:
 
 @dataclasses.dataclass(frozen=True)
 class FileBlock:
-  """Whole documents of a file, as they stand there.
+  """The undecoded bytes of whole documents of a file.
 
   Attributes:
     path: str.

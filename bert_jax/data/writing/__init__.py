@@ -1,1 +1,1 @@
-"""A corpus while it is written: by one machine or in parts, without copies."""
+"""Writes a corpus: on one machine or in parts, each document once."""

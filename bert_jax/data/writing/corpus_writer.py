@@ -1,9 +1,9 @@
 """Writes a tokenised corpus; see `corpus.py` for its files.
 
-While a corpus is being written there is also progress.json: how many chunks of
-text are in, and the sizes and checksums of the files at that point. A writer
-that was killed truncates the files to these sizes and goes on; the bytes come
-out the same.
+While a corpus is being written, progress.json says how many chunks of text are
+written, and the sizes and checksums of the files at that point. After a kill,
+the next writer truncates the files to these sizes and continues; the bytes are
+those of a writer that was never killed.
 """
 
 import collections
@@ -82,7 +82,7 @@ class CorpusWriter:
       (self._directory / "vocab.txt").unlink(missing_ok=True)
 
   def _fits(self, progress):
-    """Returns whether the files begin with what was noted of them."""
+    """Returns whether the files still begin with what progress.json says."""
     if not isinstance(progress, dict):
       return False
     if progress.keys() != self._progress.keys():
@@ -98,12 +98,12 @@ class CorpusWriter:
 
   @property
   def num_chunks(self):
-    """int, chunks of text that are in already."""
+    """int, chunks of text that are written already."""
     return self._progress["num_chunks"]
 
   @property
   def num_text_bytes(self):
-    """int, UTF-8 bytes of the text that is in already."""
+    """int, UTF-8 bytes of the text that is written already."""
     return self._progress["counts"].get("num_text_bytes", 0)
 
   def append(self, encoded):
@@ -276,7 +276,7 @@ class _Hashes:
     self._new = set()
 
   def add(self, hashes):
-    """Adds hashes, uint64 [N]; returns which were not in yet, bool [N]."""
+    """Adds hashes, uint64 [N]; returns which are new, bool [N]."""
     at = np.searchsorted(self._sorted, hashes)
     at = np.minimum(at, max(len(self._sorted) - 1, 0))
     is_old = np.zeros(len(hashes), bool)
@@ -307,7 +307,7 @@ def remove_scaffolding(directory):
 
 
 def remove_empty(directory):
-  """Deletes what a `CorpusWriter` has left unless a chunk of text is in."""
+  """Deletes what a `CorpusWriter` has left unless it wrote a chunk of text."""
   progress = load_json(directory / "progress.json")
   if isinstance(progress, dict) and progress.get("num_chunks"):
     return

@@ -10,7 +10,7 @@ _NUM_BANDS = 16
 _RUN_TOKENS = 5
 # Of longer documents this part is compared.
 _MAX_TOKENS = 4096
-# The report looks at so many documents, evenly spread: 10 s of one core.
+# The report compares so many documents, evenly spread: 10 s of one core.
 MAX_REPORTED = 200_000
 
 

@@ -1,4 +1,4 @@
-"""Work on all cores, by processes that end with the one that feeds them."""
+"""Maps a function on all cores, in processes that end with this one."""
 
 import collections
 import os
@@ -45,7 +45,7 @@ def ordered_map(function, items):
 
 
 def _end_with(pid):
-  """Ends a worker when the process that feeds it is killed."""
+  """Ends a worker process when its parent is killed."""
 
   def wait():
     while os.getppid() == pid:
