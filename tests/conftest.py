@@ -5,6 +5,7 @@ import signal
 import tempfile
 import time
 
+import hypothesis
 import jax
 import pytest
 
@@ -14,6 +15,11 @@ import pytest
 MOST_SECONDS = 10
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Seeded, without a folder of its own, and whatever else the machine does.
+hypothesis.settings.register_profile(
+  "tests", deadline=None, derandomize=True, database=None
+)
+hypothesis.settings.load_profile("tests")
 # Most programs of tests run once or twice: what LLVM would save there it costs
 # many times over in compilation.
 os.environ["XLA_FLAGS"] = (
