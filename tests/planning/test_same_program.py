@@ -64,10 +64,13 @@ def test_plan_lowers_the_programs_that_train_runs():
   assert trained == _hashes_of_plan(config, jax.devices())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"mesh.model": 2}])
 def test_plan_lowers_the_programs_that_train_runs_on_tpus(changes):
   """With the attention kernel and packed weights, which only TPUs have."""
   config = _config()
+  # Two heads fill the kernel's lanes.
+  config.model.hidden_size = 256
   config.update_from_flattened_dict(changes)
   devices = slices.describe_devices(slices.find_slice("v5e:4x4"))
   run = run_lib.create_planned_run(config, devices)
