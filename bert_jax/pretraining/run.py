@@ -1,6 +1,7 @@
 """What stays the same through a run: settings, corpus, mesh, model."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -15,6 +16,7 @@ from bert_jax.data.mixing import training_documents
 from bert_jax.data.tokenization import SPECIAL_TOKENS, token_dtype
 from bert_jax.errors import UserError
 from bert_jax.model.bert import BertConfig, create_bert_config, create_params
+from bert_jax.pretraining.diagnosis import create_frequency_bands
 from bert_jax.pretraining.distillation import Teacher
 from bert_jax.pretraining.masking import MaskingVocab, create_masking_vocab
 from bert_jax.sharding import mesh as mesh_lib
@@ -49,6 +51,12 @@ class Run:
   masking_vocab: MaskingVocab
   optimizer: optax.GradientTransformation
   teacher: Teacher | None = None
+
+  @functools.cached_property
+  def frequency_bands(self):
+    """int8 [V], see `diagnosis.create_frequency_bands`."""
+    training = training_documents(self.config.corpus, self.corpus)
+    return create_frequency_bands(self.corpus, training)
 
 
 def load_run(workdir):
