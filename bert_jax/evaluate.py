@@ -3,9 +3,10 @@
     python -m bert_jax.evaluate --workdir=W [--step=N|best]
 
 The examples and their masks are fixed once for a corpus and a length, so the
-figures of different checkpoints and runs compare. Standard error says what they
-mean beside guessing. Damage of the weights is noticed; that of the optimizer's
-state is by bert_jax.train only. On a slice every host runs this command.
+figures of different checkpoints and runs compare; docs/evidence.md says what
+each of them tells. A comparison with guessing goes to standard error. Damaged
+weights are an error here, a damaged optimizer state only in bert_jax.train. On
+a slice every host runs this command.
 """
 
 from bert_jax import command

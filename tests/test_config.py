@@ -36,9 +36,12 @@ def test_defaults_are_the_papers_recipe():
     "model.intermediate_size": 3072,
     "model.hidden_dropout_prob": 0.1,
     "model.attention_probs_dropout_prob": 0.1,
+    "model.hidden_act": "gelu",
     "model.max_position_embeddings": 512,
+    "model.type_vocab_size": 2,
     "model.layer_norm_eps": 1e-12,
     "model.initializer_range": 0.02,
+    "model.dtype": "bfloat16",
     "corpus.vocab_size": 30_000,
     "corpus.lowercase": True,
     "phase1.max_seq_length": 128,
@@ -52,6 +55,11 @@ def test_defaults_are_the_papers_recipe():
     "masking.rate": 0.15,
     "masking.mask_prob": 0.8,
     "masking.random_prob": 0.1,
+    "masking.random_token": "different",
+    "masking.whole_word": False,
+    "optimizer.name": "adamw",
+    "optimizer.bias_correction": True,
+    "optimizer.grad_accumulation": 1,
     "optimizer.learning_rate": 1e-4,
     "optimizer.warmup_steps": 10_000,
     "optimizer.weight_decay": 0.01,
@@ -61,6 +69,29 @@ def test_defaults_are_the_papers_recipe():
     "optimizer.max_grad_norm": 1.0,
   }
   assert {key: flat[key] for key in expected} == expected
+  assert config_lib.num_train_steps(config_lib.default_config()) == 1_000_000
+
+
+@pytest.mark.parametrize(
+  ("name", "sizes"),
+  [
+    ("base", (12, 768, 12)),
+    ("large", (24, 1024, 16)),
+    ("medium", (8, 512, 8)),
+    ("small", (4, 512, 8)),
+    ("mini", (4, 256, 4)),
+    ("tiny", (2, 128, 2)),
+  ],
+)
+def test_published_models_have_their_published_sizes(name, sizes):
+  """L, H and A of Devlin et al. 2018 and Turc et al. 2019; F is 4 H."""
+  root = pathlib.Path(__file__).parents[1]
+  model = _load(root / f"configs/bert_{name}.py").get_config().model
+  num_layers, width, num_heads = sizes
+  assert model.num_hidden_layers == num_layers
+  assert model.hidden_size == width
+  assert model.num_attention_heads == num_heads
+  assert model.intermediate_size == 4 * width
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -12,7 +12,8 @@ How example `i` is found, all of it vectorised over a batch:
    point, in the order of a keyed permutation.
 2. A window around the point is split at a sentence's end: A is whole sentences
    before it, and B has what A leaves of the length. How much A should have is
-   drawn; one example in ten aims at less than the length.
+   drawn; one example in ten aims at less than the length. A window at the end
+   of a long document has A and B of the lengths drawn, their fronts cut.
 3. A random B comes from another document. Places are drawn by the law that the
    examples themselves follow (steps 1 and 2), among the documents that could
    have an A and B of this form, until one is found that gives B the same
@@ -147,13 +148,18 @@ class Examples:
     random = self._random_split(draw, true, target, share)
     is_amid = true.is_amid | random.is_amid
     true, random = true.amid(is_amid), random.amid(is_amid)
-    a_length = true.boundary - true.start
-    b_length, b_starts = self._segment_b(draw, true, random, target - a_length)
+    # A B that ends its document begins where its length says, amid a sentence.
+    # How far into it must not depend on A's sentences, as it does not for a
+    # random B: lengths are those drawn, and A is cut at its front to fit.
+    a_end = np.where(true.zone == TAIL, true.goal, true.boundary)
+    a_wanted = a_end - true.start
+    a_length = np.minimum(a_wanted, true.boundary)
+    b_length, b_starts = self._segment_b(draw, true, random, target - a_wanted)
     is_random = draw.uniform("label") < 0.5
     b_document = np.where(is_random, random.document, true.document)
     document_start = self.documents["start"]
     return Pairs(
-      a_start=document_start[true.document] + true.start,
+      a_start=document_start[true.document] + true.boundary - a_length,
       a_length=a_length,
       b_start=document_start[b_document] + np.where(is_random, *b_starts[::-1]),
       b_length=b_length,

@@ -107,6 +107,11 @@ class Splits:
     after = self._end_of(document, sentence, num_tokens, num_sentences)
     boundary = np.where(before > start, before, after)
     is_amid = boundary >= start + length
+    # In a TAIL, B begins so many tokens before the document's end as were
+    # drawn. A must end before that, and at most `reach` before its goal.
+    b_start = num_tokens - target + goal - start
+    is_far = (boundary > b_start) | (goal - boundary > self.reach)
+    is_amid = is_amid | ((zone == TAIL) & is_far)
     return Split(
       document=document,
       num_tokens=num_tokens,

@@ -4,7 +4,9 @@ The examples and their masks are fixed once for a corpus and a length, so the
 figures of different checkpoints and runs compare.
 """
 
+import functools
 import json
+import math
 import sys
 
 import jax
@@ -33,11 +35,18 @@ def make_evaluate(run, name, params, source=None):
 
   Returns:
     Function of params to a dict of floats: loss, mlm_loss, mlm_accuracy,
-    nsp_loss, nsp_accuracy, nsp_base_rate, fill.
+    nsp_loss, nsp_accuracy, nsp_base_rate, fill, the parts of
+    `diagnosis.diagnostic_sums` (None where no prediction is of that part), and
+    mlm_perplexity_masked, the exponential of mlm_loss_masked.
   """
   phase = run.config[name]
   examples = run_lib.held_out_examples(run, name, source)
-  eval_step = objective.make_eval_step(run, name, params)
+  abstract = jax.eval_shape(lambda params: params, params)
+
+  @functools.cache
+  def eval_step():
+    # Built when first needed: it counts tokens of the training text.
+    return objective.make_eval_step(run, name, abstract)
 
   def evaluate(params):
     batches = iterate_batches(
@@ -51,12 +60,22 @@ def make_evaluate(run, name, params, source=None):
     for number, batch in enumerate(batches):
       batch = rows_lib.global_batch(run.mesh, batch)
       # Added up on the host: sums of global arrays would be programs too.
-      sums = jax.device_get(eval_step(params, batch, number))
+      sums = jax.device_get(eval_step()(params, batch, number))
       total = sums_lib.add(total, sums)
-    means = sums_lib.mean_metrics(total, objective.LOSSES)
-    return {k: float(v) for k, v in means.items()}
+    return _figures(total)
 
   return evaluate
+
+
+def _figures(sums):
+  """Turns the sums of all batches into what a row reports."""
+  means = sums_lib.mean_metrics(sums, objective.LOSSES)
+  figures = {name: float(value) for name, value in means.items()}
+  figures |= {name: None for name, (_, weight) in sums.items() if not weight}
+  loss = figures["mlm_loss_masked"]
+  # Above 700 nats a float overflows; no loss is there but of a broken model.
+  perplexity = None if loss is None else math.exp(min(loss, 700))
+  return figures | {"mlm_perplexity_masked": perplexity}
 
 
 def evaluate(workdir, step=None, hosts=None):

@@ -1,4 +1,4 @@
-"""A run's checkpoint as a Hugging Face folder, with its model card."""
+"""Exports checkpoints as Hugging Face folders with a model card."""
 
 import json
 
@@ -75,14 +75,14 @@ def export(
     output: folder to write; an earlier export is replaced.
     heads: a key of `hf.HEADS`.
     step: int, or "best"; the newest checkpoint by default.
-    with_optimizer: whether Adam's moments come along, in
+    with_optimizer: whether to write Adam's moments too, to
       optimizer.safetensors.
 
   Returns:
     the step exported, int.
 
   Raises:
-    UserError: no such run or checkpoint, or `output` is something else.
+    UserError: no such run or checkpoint, or `output` exists and is no export.
   """
   workdir = paths.as_path(workdir)
   config = workdir_lib.load_config(workdir)
@@ -171,7 +171,7 @@ def _rows_until(workdir, step):
 
 
 def _learning_curve(workdir, step):
-  """Returns the files that show how a run came to a step, by name."""
+  """Returns learning curve and metrics up to a step: bytes by file name."""
   rows = _rows_until(workdir, step)
   if not rows:
     return {}
@@ -198,13 +198,13 @@ def _trained_length(config, workdir, step):
   lengths = lengths or [config.phase2.max_seq_length]
   init = initialization.load_init_record(workdir)
   if init and init.source and not init.extend_positions:
-    # All positions of the model that the run began with were trained.
+    # The model of --init was trained at all of its positions.
     lengths.append(config.model.max_position_embeddings)
   return min(max(lengths), config.model.max_position_embeddings)
 
 
 def _model_card(config, workdir, vocab, heads, step, max_length):
-  """Fills in the README.md of an export from what the run kept."""
+  """Returns the README.md of an export, from the files of the run."""
   corpus = ""
   report = workdir_lib.corpus_dir(config, workdir) / "report.json"
   if report.exists():
@@ -247,7 +247,7 @@ def _model_card(config, workdir, vocab, heads, step, max_length):
 
 
 def _beginning(workdir):
-  """Returns the words for where the weights came from."""
+  """Returns the start of the first sentence: how the training began."""
   init = initialization.load_init_record(workdir)
   words = "Pretrained from scratch"
   if init and init.source:

@@ -1,4 +1,4 @@
-"""A larger vocabulary or more positions for a model that is trained already."""
+"""Adds vocabulary entries or positions to a pretrained model."""
 
 import dataclasses
 
@@ -74,13 +74,13 @@ def extend_positions(pretrained, num_positions):
 
   Args:
     pretrained: `Pretrained`.
-    num_positions: how many it shall have; 0 keeps its own.
+    num_positions: positions of the result; 0 keeps the model's.
 
   Returns:
     `Pretrained`.
 
   Raises:
-    UserError: the model has as many or more.
+    UserError: the model has that many or more.
   """
   old = pretrained.bert_config.max_position_embeddings
   if not num_positions:

@@ -29,7 +29,7 @@ from bert_jax.weights.pretrained import load_init, print_report, take_over
 
 RECORD_FILE = "init.json"
 VOCAB_FILE = "init_vocab.txt"
-# What the weights fix; the rest of config.model is the run's to choose.
+# Settings that the weights decide; the rest of config.model may be chosen.
 ARCHITECTURE = (
   "hidden_size",
   "num_hidden_layers",
@@ -122,7 +122,7 @@ def _absolute(source):
 
 
 def begin(config, workdir, init, hosts):
-  """Settles how a run begins, now or when it began.
+  """Decides what a run starts from; a restart takes the record of the first.
 
   Args:
     config: the settings asked for.
@@ -132,19 +132,20 @@ def begin(config, workdir, init, hosts):
 
   Returns:
     config: the settings with the model's architecture and vocabulary.
-    init: `Init` as it is kept in the workdir, or None for a run from scratch.
+    init: `Init` as recorded in the workdir, or None for a run from scratch.
 
   Raises:
-    UserError: the workdir was begun otherwise, or the model can't be used.
+    UserError: the workdir was begun with another `Init`, or the model can't be
+      used.
   """
-  # One process looks, so that none sees what another writes meanwhile.
+  # Only the first process reads: it writes the record below.
   record = hosts.on_first(lambda: _load_record(workdir))
   kept = record and Init(**record["init"])
   if init in (None, kept):
     if kept is None:
       return config, None
     return _with_overrides(config, workdir, record["config"]), kept
-  # Until there are settings nothing was trained: a mistake may be mended.
+  # Without config.json no step was trained: another --init may take its place.
   if (workdir / "config.json").exists():
     raise UserError(
       f"{workdir} was begun with {_spell(kept)}; expected the same or no "
@@ -153,7 +154,7 @@ def begin(config, workdir, init, hosts):
   vocab, overrides, teacher_checksum = _read_sources(config, init)
   if hosts.is_first:
     _write_record(workdir, init, vocab, overrides, teacher_checksum)
-  hosts.gather(None)  # from here on everybody may read it
+  hosts.gather(None)  # barrier: the record is there for all processes
   return _with_overrides(config, workdir, overrides), init
 
 
@@ -227,7 +228,7 @@ def _tokenizer_settings(pretrained):
 
 
 def _read_source(config, init):
-  """Returns the `Pretrained` and, as nested dicts, what it decides."""
+  """Returns (`Pretrained`, the settings that it decides as nested dicts)."""
   pretrained = load_init(init.source)
   if pretrained.vocab is None:
     raise UserError(f"{init.source} has no vocabulary; expected a vocab.txt")
@@ -247,7 +248,7 @@ def _read_source(config, init):
 
 
 def _check_corpus_tokenizer(pretrained):
-  """Says where text of the corpus gets other ids than the source's.
+  """Prints where corpus text is tokenised otherwise than by the source.
 
   Raises:
     UserError: the source can't take pairs.
@@ -288,11 +289,11 @@ def create_initial_state(run, init):
     init: `Init`.
 
   Returns:
-    `TrainState` at step 0, sharded over the mesh; what the model lacks, such
-    as a head, is fresh.
+    `TrainState` at step 0, sharded over the mesh; weights that the model lacks,
+    such as a head, are drawn anew.
 
   Raises:
-    UserError: the source is gone or is another model by now.
+    UserError: the source is gone or has changed.
   """
   pretrained = extend_vocab(load_init(init.source), run.corpus.vocab)
   pretrained = extend_positions(pretrained, init.extend_positions)
@@ -350,9 +351,9 @@ def _source_checkpoints(source):
 
 
 def _keep_moments(run, source, opt_state):
-  """Returns a fresh optimizer state with Adam's moments of another run.
+  """Returns an optimizer state with Adam's moments of another run.
 
-  The schedule begins anew.
+  The learning rate schedule starts from its first step.
   """
   config, workdir = _source_checkpoints(source)
   kept = load_adam_state(workdir, config, run.bert_config, run.mesh)

@@ -75,7 +75,7 @@ def text_curve(rows, field="mlm_loss"):
 
 
 def _series(rows, split, field):
-  """Returns (steps, values) of one split; rows without a value are left out."""
+  """Returns (steps, values) of one split, of the rows that have the field."""
   kept = [r for r in rows if r["split"] == split and r.get(field) is not None]
   return [r["step"] for r in kept], [r[field] for r in kept]
 

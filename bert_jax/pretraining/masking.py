@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# An [UNK] may be chosen, as in the original code; it is a word of the text.
+# An [UNK] may be chosen, as in the original code: it stands for a word.
 _NEVER_CHOSEN = ("[PAD]", "[CLS]", "[SEP]", "[MASK]")
-# Rows of the embedding table that no text yields: the original vocabularies'
-# own, and those of a model with more rows than its vocabulary.
+# Embedding rows that tokenised text never uses: unused entries of the original
+# vocabularies, and rows of a model that has more of them than its vocabulary.
 _NO_TEXT = re.compile(r"\[(unused|row )\d+\]")
 _NEVER_DRAWN = re.compile(r"\[(PAD|UNK|CLS|SEP|MASK|(unused|row )\d+)\]")
 
@@ -88,7 +88,7 @@ def mask_tokens(
   whole_word,
   max_predictions,
 ):
-  """Chooses tokens to predict and hides most of them.
+  """Chooses the tokens to predict and replaces most of them.
 
   Args:
     key: PRNG key of this step.
@@ -99,7 +99,7 @@ def mask_tokens(
     mask_prob: share of the chosen that become [MASK].
     random_prob: share of the chosen that become a random token.
     random_token: "different" never draws the token that is replaced nor a
-      special one; "any" does. Neither draws what no text yields.
+      special one; "any" may. Neither draws rows that text never uses.
     whole_word: if True, all pieces of a word are chosen together.
     max_predictions: K.
 
@@ -171,11 +171,11 @@ def _choose_tokens(order, eligible, budget):
 def _choose_words(order, eligible, continues, budget):
   """Takes whole words in a random order, skipping those that do not fit.
 
-  The original code's whole-word rule. A row in which no word fits its budget
-  has nothing chosen.
+  The original code's whole-word rule. Nothing is chosen in a sequence where
+  every word is longer than the budget.
 
   Args:
-    order: float [B, L] in [0, 1), used by the L or fewer words.
+    order: float [B, L] in [0, 1), one entry for each word and the rest unused.
     eligible: bool [B, L].
     continues: bool [B, L], the token is a "##" piece.
     budget: int32 [B], the most tokens to take.
@@ -184,8 +184,8 @@ def _choose_words(order, eligible, continues, budget):
     bool [B, L].
   """
   max_length = eligible.shape[1]
-  # A piece cut off from its word's start, right after [CLS] or [SEP], starts
-  # a word of its own.
+  # A "##" piece right after [CLS] or [SEP], whose word was cut there, starts a
+  # word of its own.
   follows = jnp.pad(eligible[:, :-1], ((0, 0), (1, 0)))
   starts = eligible & ~(continues & follows)
   word = jnp.where(eligible, jnp.cumsum(starts, axis=1) - 1, max_length)

@@ -1,4 +1,4 @@
-"""Reads Adam's moments of a run, to go on with them or to give them away."""
+"""Adam's moments of a checkpoint: read to continue from them, or exported."""
 
 import jax
 import numpy as np
@@ -15,12 +15,12 @@ from bert_jax.weights import hf
 
 
 def is_adam_state(node):
-  """Tells whether a node of an optimizer's state holds Adam's moments."""
+  """Tells whether a node of an optimizer state holds Adam's moments."""
   return isinstance(node, optax.ScaleByAdamState)
 
 
 def find_adam_state(opt_state):
-  """Returns the only `optax.ScaleByAdamState` of an optimizer's state."""
+  """Returns the only `optax.ScaleByAdamState` of an optimizer state."""
   leaves = jax.tree.leaves(opt_state, is_leaf=is_adam_state)
   (found,) = filter(is_adam_state, leaves)
   return found
@@ -33,7 +33,7 @@ def load_adam_state(workdir, config, bert_config, mesh, step=None):
     workdir: `epath.Path` of a run.
     config: its settings.
     bert_config: `BertConfig` of its model.
-    mesh: `jax.sharding.Mesh` to read to.
+    mesh: `jax.sharding.Mesh`, over which the moments are sharded.
     step: int; the newest checkpoint by default.
 
   Returns:
@@ -54,7 +54,7 @@ def load_adam_state(workdir, config, bert_config, mesh, step=None):
 
 
 def to_file(adam_state, bert_config):
-  """Writes moments under Hugging Face's names.
+  """Serialises moments under the Hugging Face names of their weights.
 
   Args:
     adam_state: `optax.ScaleByAdamState`.

@@ -4,14 +4,21 @@ import jax.numpy as jnp
 
 from bert_jax.config import num_train_steps
 from bert_jax.model.bert import BertForPreTraining, segment_inputs
-from bert_jax.pretraining import losses, masking
+from bert_jax.pretraining import diagnosis, losses, masking
 from bert_jax.training import step as step_lib
 from bert_jax.training.optimizer import create_schedule
 
 LOSSES = ("mlm_loss", "nsp_loss")
 
 
-def create_objective(config, phase, bert_config, masking_vocab, teacher=None):
+def create_objective(
+  config,
+  phase,
+  bert_config,
+  masking_vocab,
+  teacher=None,
+  frequency_bands=None,
+):
   """Builds the objective of one phase.
 
   A batch holds input_ids [B, L], a_length, length and next_sentence_labels
@@ -24,6 +31,9 @@ def create_objective(config, phase, bert_config, masking_vocab, teacher=None):
     masking_vocab: `MaskingVocab`.
     teacher: `distillation.Teacher`, whose predictions of the masked tokens are
       learnt besides, or None.
+    frequency_bands: int8 [V], see `diagnosis.create_frequency_bands`; the sums
+      have the parts of `diagnosis.diagnostic_sums` too if given, as evaluation
+      wants them and a train step does not.
 
   Returns:
     `step.Objective`.
@@ -68,6 +78,10 @@ def create_objective(config, phase, bert_config, masking_vocab, teacher=None):
       found["distillation_loss"] = losses.distillation_loss(
         mlm_logits, teacher_logits, inputs["masked_lm_weights"]
       )
+    if frequency_bands is not None:
+      found |= diagnosis.diagnostic_sums(
+        mlm_logits, nsp_logits, inputs, frequency_bands, masking_vocab.mask_id
+      )
     return found
 
   return step_lib.Objective(
@@ -109,12 +123,19 @@ def make_train_step(run, name, state):
 def make_eval_step(run, name, params):
   """Builds the eval step of phase `name` of a `Run`, see `training.step`.
 
-  No teacher takes part, so that the figures of all runs compare.
+  No teacher takes part, so that the figures of all runs compare. The sums have
+  the parts of `diagnosis.diagnostic_sums` too.
   """
-  return step_lib.make_eval_step(_objective(run, name), run.mesh, params)
+  objective = _objective(run, name, frequency_bands=run.frequency_bands)
+  return step_lib.make_eval_step(objective, run.mesh, params)
 
 
-def _objective(run, name, teacher=None):
+def _objective(run, name, teacher=None, frequency_bands=None):
   return create_objective(
-    run.config, run.config[name], run.bert_config, run.masking_vocab, teacher
+    run.config,
+    run.config[name],
+    run.bert_config,
+    run.masking_vocab,
+    teacher,
+    frequency_bands,
   )

@@ -1,6 +1,7 @@
-"""What stays the same through a run: settings, corpus, mesh, model."""
+"""A pretraining run without its state: settings, corpus, mesh, model."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -15,6 +16,7 @@ from bert_jax.data.mixing import training_documents
 from bert_jax.data.tokenization import SPECIAL_TOKENS, token_dtype
 from bert_jax.errors import UserError
 from bert_jax.model.bert import BertConfig, create_bert_config, create_params
+from bert_jax.pretraining.diagnosis import create_frequency_bands
 from bert_jax.pretraining.distillation import Teacher
 from bert_jax.pretraining.masking import MaskingVocab, create_masking_vocab
 from bert_jax.sharding import mesh as mesh_lib
@@ -34,7 +36,7 @@ class Run:
 
   Attributes:
     config: the run's settings.
-    corpus: `Corpus`; None for a run that is planned only.
+    corpus: `Corpus`; None for a run that is compiled but not executed.
     mesh: `jax.sharding.Mesh`.
     bert_config: `BertConfig`.
     masking_vocab: `MaskingVocab`.
@@ -50,6 +52,12 @@ class Run:
   optimizer: optax.GradientTransformation
   teacher: Teacher | None = None
 
+  @functools.cached_property
+  def frequency_bands(self):
+    """int8 [V], see `diagnosis.create_frequency_bands`."""
+    training = training_documents(self.config.corpus, self.corpus)
+    return create_frequency_bands(self.corpus, training)
+
 
 def load_run(workdir):
   """Opens the run that a workdir holds.
@@ -58,8 +66,8 @@ def load_run(workdir):
     workdir: `epath.Path`.
 
   Returns:
-    `Run` to read from; on the run's own mesh, or on one of the devices here
-    where there are others.
+    `Run` whose checkpoints can be read, on the mesh of its settings or, where
+    that does not fit the devices here, on a data-parallel one.
 
   Raises:
     UserError: there is none, or its corpus is gone.
@@ -76,10 +84,12 @@ def load_run(workdir):
 
 
 def _fit_to_devices(config, devices):
-  """Changes `config.mesh` to what is here, to read a run of other devices.
+  """Sets `config.mesh` to data parallelism over the devices here.
+
+  For reading a run that was trained on other devices.
 
   Returns:
-    list of devices among which each batch divides.
+    list of devices, as many as divide the batch size of each phase.
 
   Raises:
     UserError: a process would have none of them.
@@ -115,11 +125,11 @@ def create_run(config, corpus):
 
 
 def create_planned_run(config, devices):
-  """Builds a run without text, to compile for devices that nobody holds.
+  """Builds a run without text, to compile for devices that are not attached.
 
   Args:
     config: validated settings; `corpus.vocab_size` tokens are made up.
-    devices: list of jax devices, real or described.
+    devices: list of jax devices, attached or described by a topology.
 
   Returns:
     `Run` without a corpus.
@@ -172,7 +182,7 @@ def create_mesh(config, devices=None):
 
 
 def check_mesh(config, num_devices):
-  """Checks that a run fits so many devices, of which none need be there.
+  """Checks that a run fits a number of devices, attached or not.
 
   Args:
     config: validated settings.
@@ -208,12 +218,12 @@ def create_state(run):
 
 
 def abstract_state(run):
-  """Returns the shapes of the state, a `TrainState`, without making it."""
+  """Returns the shapes of the state, as a `TrainState`."""
   return jax.eval_shape(_state_creator(run), jax.random.key(0))
 
 
 def abstract_sharded_state(run):
-  """Returns shapes and shardings, as a checkpoint is restored to."""
+  """Returns the shapes and shardings to restore a checkpoint with."""
   return partitioning.abstract_state(
     run.mesh, abstract_state(run), run.optimizer
   )

@@ -4,8 +4,8 @@ Where a run starts from, in this order:
   1. the newest whole checkpoint in <workdir>/checkpoints
   2. the model of --init (see initialization.py)
   3. fresh weights from config.seed
-A run killed at any moment and started again goes on as if nothing had been: the
-loss of every later step is the same to the bit.
+A run that is killed at any moment and started again has the same loss at every
+later step, to the bit, as one that was not killed.
 """
 
 import contextlib
@@ -46,10 +46,10 @@ def prepare(config, workdir, init=None):
   Args:
     config: the run's settings.
     workdir: its folder, str or path.
-    init: `initialization.Init`, the model to go on with, or None.
+    init: `initialization.Init`, the model to start from, or None.
 
   Raises:
-    UserError: settings, text or workdir are not as they must be.
+    UserError: settings, text or workdir can't be used.
   """
   workdir = paths.as_path(workdir)
   with damage.full_disk_told(workdir), workdir_lib.run_lock(workdir):
@@ -59,7 +59,7 @@ def prepare(config, workdir, init=None):
 
 
 def prepare_part(config, workdir, number, num_parts):
-  """Encodes a part of the corpus of a run; see `preparation.prepare_part`."""
+  """Encodes one of several parts of a corpus; see `preparation`."""
   validate(config)
   preparation.prepare_part(config, workdir, number, num_parts)
 
@@ -117,7 +117,7 @@ def train(config, workdir, hosts, init=None):
     validate(config)
     consistency.compare(hosts, consistency.devices())
     keep_programs(workdir)
-    run_lib.create_mesh(config)  # what does not fit is told before the work
+    run_lib.create_mesh(config)  # raises before the corpus is prepared
     checkpoint_reader.check_round_trip(workdir, hosts)
     corpus = _open_corpus(config, workdir, hosts, init)
     run = run_lib.create_run(config, corpus)
@@ -129,7 +129,7 @@ def train(config, workdir, hosts, init=None):
     except UserError:
       raise
     except BaseException as e:
-      hosts.fail(e)  # or closing would wait for hosts that do not come
+      hosts.fail(e)  # else closing waits for hosts that never come
       raise
     finally:
       with _signals_deferred(hosts):
@@ -168,7 +168,7 @@ def _train_from_newest(run, workdir, manager, hosts, init, started):
     f"{count_params(state.params, run.bert_config):,} parameters, "
     f"steps {int(state.step):,} to {num_steps:,}"
   )
-  writer = None  # the first host's rows are those of all
+  writer = None  # the metrics are global: the first host writes them
   if hosts.is_first:
     fields = (
       *metric_log.FIELDS,
@@ -213,7 +213,7 @@ def _train_from_newest(run, workdir, manager, hosts, init, started):
 
 
 def _signals_deferred(hosts):
-  """Lets a save end first; among several hosts signals are JAX's."""
+  """Defers signals until a save is complete; JAX does so on several hosts."""
   return signals.deferred() if hosts.is_alone else contextlib.nullcontext()
 
 
@@ -229,7 +229,7 @@ def _save(run, manager, state, evaluated):
 
 
 def _restore_or_create(run, workdir, manager, hosts, init):
-  """Returns (`TrainState`, whether it was evaluated if it had to be)."""
+  """Returns (`TrainState`, whether no evaluation of it is missing)."""
   found = checkpoints.restore_newest(
     manager, run_lib.abstract_sharded_state(run), hosts
   )
@@ -244,14 +244,14 @@ def _restore_or_create(run, workdir, manager, hosts, init):
   if init is None or not init.source:
     return run_lib.create_state(run), True
   state = initialization.create_initial_state(run, init)
-  # From here on the run does not need its source.
+  # A restart reads this checkpoint and not the source.
   _save(run, manager, state, None)
   manager.wait_until_finished()
   return state, True
 
 
 def _check_fits(run, state, meta):
-  """Raises UserError if a checkpoint can't go on with a run's settings."""
+  """Raises UserError if a checkpoint can't continue with a run's settings."""
   step = int(state.step)
   if meta["corpus_fingerprint"] != run.corpus.fingerprint:
     raise UserError(
@@ -263,7 +263,7 @@ def _check_fits(run, state, meta):
     [config[name]["num_steps"] for name in run_lib.PHASES]
     for config in (meta["config"], run.config)
   )
-  # A run without phase 2 may be extended when it is finished.
+  # Phase 1 of a finished run without phase 2 may be extended.
   is_over = step > begun[0] or (step == begun[0] and begun[1])
   if (is_over and asked[0] != begun[0]) or asked[0] < min(step, begun[0]):
     expected = f"{begun[0]}, as" if is_over else f"at least {step}, since"

@@ -1,4 +1,4 @@
-"""Prints examples as the model sees them: masks, segments, label, origin."""
+"""Describes training examples: masked text, segments, label and origin."""
 
 import jax
 import numpy as np
@@ -18,7 +18,7 @@ _LABELS = ("IsNext", "NotNext")
 def describe_examples(config, workdir, num_examples):
   """Describes the first examples of the first batch of each phase.
 
-  Masks are those of that step too.
+  The masks are those of that train step.
 
   Args:
     config: validated settings of a run whose corpus is prepared.

@@ -114,7 +114,7 @@ class MetricWriter:
       workdir: `epath.Path`, the run's folder.
       first_step: rows after this step are of a future that a kill undid, and
         go; they will be written again. A line that is no row stays.
-      fields: the keys of every row.
+      fields: the keys that every row has.
     """
     from tensorboardX import SummaryWriter
 
@@ -149,9 +149,10 @@ class MetricWriter:
 
     Args:
       row: dict with some of the keys `fields`; what is missing or not finite
-        becomes null.
+        becomes null. Other keys follow them.
     """
-    row = {field: _json_number(row.get(field)) for field in self._fields}
+    row = dict.fromkeys(self._fields) | row
+    row = {field: _json_number(value) for field, value in row.items()}
     self._num_handed += 1
     self._rows.put(row)
 

@@ -382,6 +382,16 @@ def test_each_dropout_rate_acts(rate):
   assert (last(noisy, 0) != last(noisy, 1)).any()
 
 
+def test_layer_norm_has_the_papers_epsilon():
+  """Entries of 1e-6, which any other epsilon would scale otherwise."""
+  x = np.random.default_rng(0).normal(0, 1e-6, (5, 24)).astype(np.float32)
+  ours, _ = encoder.create_layer_norm(SMALL).init_with_output(
+    jax.random.key(0), x
+  )
+  theirs = torch.nn.functional.layer_norm(torch.tensor(x), (24,), eps=1e-12)
+  assert_close(ours, theirs.numpy(), OTHER_LIBRARY)
+
+
 @pytest.mark.slow
 def test_remat_gives_the_same_gradients_and_stores_fewer_activations():
   """With dropout, whose masks must be the same when recomputed."""
@@ -402,25 +412,35 @@ def test_remat_gives_the_same_gradients_and_stores_fewer_activations():
   assert kept(again) < 0.25 * kept(SMALL)
 
 
-def test_no_two_dropouts_share_their_bits():
-  """Three a block and one on the embeddings, all different."""
-  params, batch = random_params(SMALL), random_batch(SMALL)
-  drawn = []
+def test_no_two_dropouts_share_their_bits_and_each_has_its_rate():
+  """Three a block and one on the embeddings, all different.
+
+  Those on attention's probabilities have a rate of their own.
+  """
+  config = dataclasses.replace(
+    SMALL, hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.3
+  )
+  params, batch = random_params(config), random_batch(config)
+  drawn, rates, attention_rates = [], [], []
 
   def record(x, rate, seeds):
     drawn.append(tuple(seeds.ravel().tolist()))
+    rates.append(rate)
     return x
 
   def record_attention(seeds, rate, num_heads, length):
     drawn.append(tuple(seeds.ravel().tolist()))
+    attention_rates.append(rate)
     return draw_attention_keep(seeds, rate, num_heads, length)
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(bert, "dropout", record)
     patch.setattr(encoder, "dropout", record)
     patch.setattr(attention, "draw_attention_keep", record_attention)
-    encode(SMALL, params, batch)
+    encode(config, params, batch)
   assert len(set(drawn)) == len(drawn) == 1 + 3 * SMALL.num_hidden_layers
+  assert rates == [0.2] * (1 + 2 * SMALL.num_hidden_layers)
+  assert attention_rates == [0.3] * SMALL.num_hidden_layers
 
 
 def test_body_alone_returns_every_layer_and_can_go_without_pooler():

@@ -3,12 +3,14 @@
 import types
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from bert_jax.config import default_config
 from bert_jax.errors import UserError
+from bert_jax.pretraining import objective, session
 from bert_jax.pretraining import run as run_lib
-from bert_jax.pretraining import session
 
 
 def _check(step, begun, asked):
@@ -70,6 +72,31 @@ def test_a_step_belongs_to_the_phase_that_makes_it():
   assert found == {0: "phase1", 1: "phase1", 24: "phase1", 25: "phase2"}
   config.phase1.num_steps = 0
   assert run_lib.phase_of_step(config, 1) == "phase2"
+
+
+def test_one_schedule_goes_over_both_phases(monkeypatch):
+  """Its decay, of Adam's updates and as reported, ends with phase 2.
+
+  A constant gradient moves a weight by the rate.
+  """
+  config = default_config()
+  config.phase1.num_steps, config.phase2.num_steps = 4, 6
+  config.optimizer.update(warmup_steps=2, learning_rate=1.0, weight_decay=0.0)
+  run = run_lib.create_planned_run(config, jax.devices())
+  expected = [0.5, 1.0, *(np.arange(8, 0, -1) / 8)]
+  params = {"kernel": jnp.zeros(1)}
+  state = run.optimizer.init(params)
+  for rate in expected:
+    updates, state = run.optimizer.update(
+      {"kernel": jnp.full(1, 0.5)}, state, params, grad_norm=0.5
+    )
+    np.testing.assert_allclose(updates["kernel"], [-rate], rtol=1e-4)
+  monkeypatch.setattr(
+    objective.step_lib, "make_train_step", lambda *arguments: arguments
+  )
+  for name in run_lib.PHASES:
+    schedule = objective.make_train_step(run, name, None)[3]
+    np.testing.assert_allclose(schedule(np.arange(10)), expected, rtol=1e-6)
 
 
 def test_a_run_of_other_devices_can_be_read_on_those_that_are_here():

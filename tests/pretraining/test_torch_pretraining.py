@@ -48,6 +48,39 @@ def test_losses_follow_torch_adamw_while_it_learns(corpus, seed):
   assert losses[-20:].mean() < 0.6 * losses[0].mean()
 
 
+def _compare_one_layer(corpus, num_steps, **changes):
+  config = torch_pretraining.create_config(
+    **{"model.num_hidden_layers": 1, **changes}
+  )
+  return torch_pretraining.compare(config, corpus, num_steps)
+
+
+@pytest.mark.slow
+def test_bfloat16_changes_the_losses_no_more_than_torchs(corpus):
+  """Over 100 steps, by the root mean square of the differences to float32."""
+  float32, bfloat16 = (
+    _compare_one_layer(corpus, 100, **{"model.dtype": dtype})
+    for dtype in ("float32", "bfloat16")
+  )
+  ours, theirs = torch_pretraining.rounding(bfloat16, float32)
+  assert 0 < ours < 2 * theirs
+
+
+@pytest.mark.slow
+def test_three_runs_with_dropout_are_as_good_as_torchs(corpus):
+  """Means of the last 50 of 150 losses; a run without dropout would be seen."""
+  dropped = [
+    _compare_one_layer(corpus, 150, seed=seed, **torch_pretraining.DROPOUT)
+    for seed in range(3)
+  ]
+  ours, theirs = np.mean(
+    [torch_pretraining.last_means(losses) for losses in dropped], axis=0
+  )
+  assert ours == pytest.approx(theirs, rel=0.02)
+  still, _ = torch_pretraining.last_means(_compare_one_layer(corpus, 150))
+  assert still < 0.96 * theirs
+
+
 def _numpy_adamw(settings, model, inputs, moments, number):
   """One update by the original's rules in float64; returns the loss."""
   model.zero_grad()

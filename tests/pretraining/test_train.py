@@ -225,7 +225,9 @@ def test_evaluate_repeats_the_figures_of_the_run(finished):
   assert done.returncode == 0, done.stderr
   by_phase = {r["phase"]: r for r in map(json.loads, done.stdout.splitlines())}
   last = metric_log.load_rows(finished)[-1]
-  for field in ("mlm_loss", "nsp_loss", "mlm_accuracy", "nsp_accuracy"):
+  whole = ("mlm_loss", "nsp_loss", "mlm_accuracy", "nsp_accuracy")
+  parts = ("mlm_loss_masked", "mlm_accuracy_rare", "nsp_accuracy_long")
+  for field in whole + parts:
     assert by_phase["phase2"][field] == pytest.approx(last[field], rel=1e-6)
   assert by_phase["phase1"]["max_seq_length"] == 32
 
