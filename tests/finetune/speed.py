@@ -155,11 +155,13 @@ def time_in_turns(contestants, rounds):
     dict of name to the seconds of each round.
   """
   seconds = {name: [] for name in contestants}
-  for _ in range(rounds):
+  for number in range(rounds):
     for name, work in contestants.items():
       started = time.perf_counter()
       work()
       seconds[name].append(time.perf_counter() - started)
+    latest = {name: round(values[-1], 3) for name, values in seconds.items()}
+    print(f"round {number + 1}, seconds: {latest}", flush=True)
   return seconds
 
 
