@@ -71,6 +71,7 @@ def make_ours(config, init, num_lengths):
       # One step at a time, as the loop does on a CPU.
       state, _ = jax.block_until_ready(stage.train_step(state, batch))
 
+  take(1)  # imports TensorFlow
   return take
 
 
