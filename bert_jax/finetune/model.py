@@ -211,9 +211,15 @@ def create_params(model):
     (nested dict of sharded arrays, tuple of the paths that are fresh).
   """
   shapes = jax.eval_shape(lambda: init_params(model.module, jax.random.key(0)))
+  shardings = partitioning.param_shardings(model.mesh, shapes)
+  if model.config.pretrained:
+    found = hf.flatten(model.pretrained.params)
+    if hf.flatten(shapes).keys() <= found.keys():
+      # To compile the drawing takes longer than a prediction.
+      abstract = partitioning.abstract_arrays(shapes, shardings)
+      return pretrained.take_over(abstract, model.pretrained)
   draw = jax.jit(
-    lambda key: init_params(model.module, key),
-    out_shardings=partitioning.param_shardings(model.mesh, shapes),
+    lambda key: init_params(model.module, key), out_shardings=shardings
   )
   params = draw(jax.random.key(model.config.seed))
   if not model.config.pretrained:

@@ -1,7 +1,5 @@
 """What the model cards of all exports share."""
 
-import os
-
 
 def without_folder(source):
   """Returns a source's name as strangers may read it on a card.
@@ -9,5 +7,6 @@ def without_folder(source):
   Args:
     source: str, a path or glob, or "tfds:NAME".
   """
-  is_path = not source.startswith("tfds:")
-  return os.path.basename(source.rstrip("/")) if is_path else source
+  if source.startswith("tfds:"):
+    return source
+  return source.rstrip("/").rpartition("/")[2]

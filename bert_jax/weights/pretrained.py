@@ -175,7 +175,8 @@ def take_over(params, pretrained):
   """Replaces fresh weights by pretrained ones of the same name.
 
   Args:
-    params: nested dict of jax arrays, on any mesh: a model's fresh weights.
+    params: nested dict of jax arrays, on any mesh: a model's fresh weights; or
+      of shapes with shardings, where the source holds all of them.
     pretrained: `Pretrained`.
 
   Returns:

@@ -71,6 +71,7 @@ def make_ours(config, init, num_lengths):
       # One step at a time, as the loop does on a CPU.
       state, _ = jax.block_until_ready(stage.train_step(state, batch))
 
+  take(1)  # imports TensorFlow
   return take
 
 
@@ -155,11 +156,13 @@ def time_in_turns(contestants, rounds):
     dict of name to the seconds of each round.
   """
   seconds = {name: [] for name in contestants}
-  for _ in range(rounds):
+  for number in range(rounds):
     for name, work in contestants.items():
       started = time.perf_counter()
       work()
       seconds[name].append(time.perf_counter() - started)
+    latest = {name: round(values[-1], 3) for name, values in seconds.items()}
+    print(f"round {number + 1}, seconds: {latest}", flush=True)
   return seconds
 
 

@@ -22,8 +22,6 @@ EXCEPTIONS = {
   "data/writing/parts.py": {"open", ".rmtree"},
   # /dev/null, and a descriptor of this process.
   "distributed/joining.py": {"open"},
-  # Only the last part of a name, for a model card.
-  "weights/model_card.py": {"os.path"},
   # Whether a name is one without folders.
   "weights/folder_files.py": {"os.path"},
   # A log beside a process, in this computer's temporary folder.
