@@ -1,10 +1,12 @@
 """What every command shares: settings in, one-line errors out.
 
-Exit status 0 means success, 2 a mistake that the user can mend, told in one
-line without a traceback; anything else is a fault of ours.
+Exit status 0 means success, 2 a mistake that the user can mend and 1 storage
+that does not answer, both told in one line without a traceback; anything else
+is a fault of ours.
 """
 
 import functools
+import os
 import re
 import sys
 
@@ -13,6 +15,7 @@ from ml_collections import config_flags
 
 from bert_jax.config import default_config, flatten, suggest_key
 from bert_jax.errors import UserError
+from bert_jax.storage.access import storage_errors_told
 
 
 def define_config_flags():
@@ -162,23 +165,52 @@ def run(main, default_config=default_config):
       for what the user can mend.
     default_config: function that returns the settings the command knows.
   """
+  _open_closed_streams()
   logging.set_verbosity(logging.WARNING)
   parse_flags = functools.partial(_parse_flags, default_config)
   app.run(_one_line_errors(main), flags_parser=_one_line_errors(parse_flags))
 
 
+def _open_closed_streams():
+  """Opens what the shell closed, as by `>&-`.
+
+  Else the next file opened, such as a checkpoint's, gets the number of standard
+  output or error, and with it whatever C++ prints there.
+  """
+  for number, name in ((1, "stdout"), (2, "stderr")):
+    if getattr(sys, name) is None:
+      nowhere = os.open(os.devnull, os.O_WRONLY)
+      if nowhere != number:
+        os.dup2(nowhere, number)
+        os.close(nowhere)
+      setattr(sys, name, os.fdopen(number, "w"))
+
+
 def _one_line_errors(function):
   def wrapped(argv):
     try:
-      return function(argv)
+      with storage_errors_told(_storage_path()):
+        return function(argv)
     except UserError as e:
       print(f"error: {e}", file=sys.stderr)
-      sys.exit(2)
+      sys.exit(e.status)
+    except BrokenPipeError:
+      # As after `| head -1`. Python would write there once more at its end.
+      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+      print("error: standard output was closed", file=sys.stderr)
+      sys.exit(1)
     except KeyboardInterrupt:
       print("interrupted", file=sys.stderr)
       sys.exit(130)
 
   return wrapped
+
+
+def _storage_path():
+  """Returns the path that the command reads or writes most, for messages."""
+  args = flags.FLAGS
+  given = [args[n].value for n in ("workdir", "init", "model") if n in args]
+  return next(filter(None, given), os.curdir)
 
 
 def _parse_flags(default_config, argv):

@@ -1,4 +1,4 @@
-"""The one exception that means: the user can mend this."""
+"""The exceptions that commands tell in one line."""
 
 
 class UserError(Exception):
@@ -6,8 +6,19 @@ class UserError(Exception):
 
   The message is one line that names the thing, the value seen, the value
   expected and, where it helps, where to change it. Commands print it without
-  a traceback and exit with status 2.
+  a traceback and exit with `status`.
   """
+
+  status = 2
+
+
+class StorageError(UserError):
+  """Storage that does not answer now; the same command may work later.
+
+  By the exit status a supervisor knows that it may start the command again.
+  """
+
+  status = 1
 
 
 class DoesNotFitError(Exception):

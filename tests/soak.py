@@ -84,10 +84,12 @@ def _digest_files(paths):
 
 
 def _digest_corpus(workdir):
-  return _digest_files(p for p in (workdir / "corpus").iterdir())
+  files = (workdir / "corpus").iterdir()
+  # It says when the files were written.
+  return _digest_files(p for p in files if p.name != "verified.json")
 
 
-def _digest_rows(workdir):
+def digest_rows(workdir):
   """Returns a digest of all figures but speeds."""
   speeds = ("sequences_per_second", "tokens_per_second", "mfu", "data_wait")
   rows = [
@@ -97,18 +99,23 @@ def _digest_rows(workdir):
   return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:12]
 
 
-def _digest_run(workdir):
-  """Returns the digests of the corpus, the last state and the rows."""
+def digest_state(workdir):
+  """Returns a digest of every array of the last checkpoint."""
   steps = [int(p.name) for p in (workdir / "checkpoints").iterdir()]
   path = workdir / "checkpoints" / str(max(steps)) / "meta" / "metadata"
   arrays = json.dumps(json.loads(path.read_text())["arrays"])
-  state = hashlib.sha256(arrays.encode()).hexdigest()[:12]
-  return f"{_digest_corpus(workdir)}-{state}-{_digest_rows(workdir)}"
+  return hashlib.sha256(arrays.encode()).hexdigest()[:12]
+
+
+def _digest_run(workdir):
+  """Returns the digests of the corpus, the last state and the rows."""
+  state = digest_state(workdir)
+  return f"{_digest_corpus(workdir)}-{state}-{digest_rows(workdir)}"
 
 
 def _digest_fine_tuning(workdir):
   model = _digest_files([workdir / "model" / "model.safetensors"])
-  return f"{model}-{_digest_rows(workdir)}"
+  return f"{model}-{digest_rows(workdir)}"
 
 
 def _write_inputs(folder):

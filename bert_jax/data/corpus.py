@@ -26,7 +26,7 @@ import numpy as np
 from bert_jax.data.token_shards import TokenShards
 from bert_jax.data.vocabulary import load_vocabulary
 from bert_jax.errors import UserError
-from bert_jax.storage import paths
+from bert_jax.storage import files, paths
 
 # Of the files' format. Version 1 named documents by a hash of their text;
 # version 2 has all tokens in one file, tokens.bin, and is still read.
@@ -250,11 +250,12 @@ def load_manifest(directory):
   path = directory / "manifest.json"
   if not path.exists():
     return None
-  manifest = load_json(path)
-  if not isinstance(manifest, dict) or not manifest.keys() >= _MANIFEST_KEYS:
+  remedy = f"delete {directory} and prepare again"
+  manifest = files.load_json(path, remedy)
+  if not manifest.keys() >= _MANIFEST_KEYS:
     raise UserError(
-      f"{path} is damaged; expected the JSON object that prepare wrote (delete "
-      f"{directory} and prepare again)"
+      f"{path} is damaged; expected the JSON object that prepare wrote "
+      f"({remedy})"
     )
   return manifest
 

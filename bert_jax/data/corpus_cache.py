@@ -15,7 +15,7 @@ import shutil
 
 from bert_jax.data import corpus as corpus_lib
 from bert_jax.errors import UserError
-from bert_jax.storage import paths
+from bert_jax.storage import files, paths
 from bert_jax.storage.workdir import file_lock
 
 
@@ -101,7 +101,7 @@ def _copy_index(remote, local, manifest):
   for name in corpus_lib.INDEX_FILES:
     crc = paths.copy_file(remote / name, local / name)
     corpus_lib.check_checksum(remote / name, crc, manifest)
-  corpus_lib.write_json(local / "manifest.json", manifest)
+  files.save_json(local / "manifest.json", manifest)
 
 
 def _copy_shard(remote, local, manifest, name):

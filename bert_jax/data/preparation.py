@@ -32,7 +32,7 @@ from bert_jax.data.writing.chunks import (
   text_bytes,
 )
 from bert_jax.errors import UserError
-from bert_jax.storage import paths
+from bert_jax.storage import files, paths
 from bert_jax.storage import workdir as workdir_lib
 
 # Text that the vocabulary's words are counted on, spread over the corpus.
@@ -230,7 +230,7 @@ def _write_corpus(config, found, settings, directory):
   with _timed(seconds, "report"):
     opened = corpus_lib.open_written(directory, manifest)
     report = report_lib.create_report(config, opened)
-    corpus_lib.write_json(directory / "report.json", report)
+    files.save_json(directory / "report.json", report)
   corpus_writer.commit(directory, manifest)
   parts_lib.remove(parts_lib.folder(directory))
   report_lib.print_report(report)

@@ -84,7 +84,7 @@ class Watch:
     if isinstance(error, UserError):
       if self._index:  # most likely all met it, and one line is enough
         time.sleep(_GRACE_SECONDS)
-      self._end_all(2, str(error), self._index == 0)
+      self._end_all(error.status, str(error), self._index == 0)
     if isinstance(error, Interrupted):
       self._end_all(error.status, f"stopped by {error}", self._index == 0)
     if isinstance(error, JaxRuntimeError):

@@ -26,7 +26,7 @@ from bert_jax.finetune.tasks import KINDS
 from bert_jax.model.bert import count_params
 from bert_jax.sharding import partitioning
 from bert_jax.sharding import rows as rows_lib
-from bert_jax.storage import checkpoint_reader, checkpoints, metric_log, paths
+from bert_jax.storage import checkpoints, metric_log, paths, trial
 from bert_jax.storage import workdir as workdir_lib
 from bert_jax.training import loop as loop_lib
 from bert_jax.training import signals
@@ -178,7 +178,7 @@ def train(run, config, workdir, hosts):
     if hosts.is_first:
       stack.enter_context(workdir_lib.run_lock(workdir))
     hosts.on_first(begin)
-    checkpoint_reader.check_round_trip(workdir, hosts)
+    trial.check_round_trip(workdir, hosts)
     manager = checkpoints.create_manager(config.checkpoint, workdir, best=None)
     try:
       stopped_by = _train_from_newest(run, workdir, manager, hosts)
@@ -206,7 +206,8 @@ def _best_row(run, workdir):
 
 
 def _train_from_newest(run, workdir, manager, hosts):
-  state, is_evaluated = _restore_or_create(run, manager, hosts)
+  state, meta = _restore_or_create(run, manager, hosts)
+  is_evaluated = meta["evaluated"] is not None
   first_step = int(state.step)
   if first_step >= run.num_steps and is_evaluated:
     print(f"finetune: {workdir} is finished: {run.num_steps:,} steps are done")
@@ -219,10 +220,18 @@ def _train_from_newest(run, workdir, manager, hosts):
   writer = None  # the first host's rows are those of all
   if hosts.is_first:
     fields = metric_log.row_fields(run.metric_names)
+    metric_log.tell_changes(workdir, meta.get("metrics"))
     writer = metric_log.MetricWriter(workdir, first_step, fields)
 
   def save(state, evaluated):
-    checkpoints.save(manager, state, run.config, run.fingerprint, evaluated)
+    checkpoints.save(
+      manager,
+      state,
+      run.config,
+      run.fingerprint,
+      evaluated,
+      metrics=writer and writer.signature,
+    )
 
   def save_figures(step, evaluated):
     if hosts.is_first:
@@ -253,11 +262,11 @@ def _train_from_newest(run, workdir, manager, hosts):
 
 
 def _restore_or_create(run, manager, hosts):
-  """Returns (`TrainState`, whether it was evaluated if it had to be)."""
+  """Returns (`TrainState`, what was saved beside it)."""
   abstract = abstract_state(run)
   found = checkpoints.restore_newest(manager, abstract, hosts)
   if found is None:
-    return create_state(run), True
+    return create_state(run), {"evaluated": {}}
   state, meta = found
   if meta["corpus_fingerprint"] != run.fingerprint:
     raise UserError(
@@ -266,7 +275,7 @@ def _restore_or_create(run, manager, hosts):
       f"{run.fingerprint} (use those, or another --workdir)"
     )
   print(f"finetune: continuing after step {int(state.step):,}")
-  return state, meta["evaluated"] is not None
+  return state, meta
 
 
 def create_state(run):

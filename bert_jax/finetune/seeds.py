@@ -9,7 +9,8 @@ from bert_jax.distributed import consistency
 from bert_jax.distributed.joining import joined
 from bert_jax.finetune import run as run_lib
 from bert_jax.finetune.config import validate
-from bert_jax.storage import damage, paths
+from bert_jax.storage import paths
+from bert_jax.storage.access import storage_errors_told
 from bert_jax.training import signals
 from bert_jax.training.host_memory import keep_freed_memory
 from bert_jax.weights import hf
@@ -37,7 +38,7 @@ def finetune_on_all_hosts(config, workdir, init, num_seeds=None, output=None):
     if hosts.is_alone:
       signals.raise_on_signals()
     try:
-      with damage.full_disk_told(workdir):
+      with storage_errors_told(workdir):
         folder, stopped_by = finetune(config, workdir, init, num_seeds, hosts)
     except signals.Stopped as e:
       stopped_by = e.number

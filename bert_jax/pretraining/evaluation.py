@@ -98,9 +98,10 @@ def evaluate(workdir, step=None, hosts=None):
   workdir = paths.as_path(workdir)
   run = run_lib.load_run(workdir)
   abstract = run_lib.abstract_sharded_state(run).params
-  step, params, _ = checkpoints.load_params(
+  step, params, meta = checkpoints.load_params(
     workdir, abstract, step, hosts=hosts
   )
+  run_lib.check_corpus(run, step, meta["corpus_fingerprint"])
   for name in run_lib.PHASES:
     phase = run.config[name]
     if phase.num_steps:

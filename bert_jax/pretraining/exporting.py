@@ -1,6 +1,7 @@
 """Exports checkpoints as Hugging Face folders with a model card."""
 
 import json
+import sys
 
 import jax
 
@@ -10,13 +11,12 @@ from bert_jax.distributed.joining import joined
 from bert_jax.errors import UserError
 from bert_jax.model.bert import create_bert_config
 from bert_jax.pretraining import initialization, learning_curve, moments
-from bert_jax.pretraining import run as run_lib
 from bert_jax.sharding import mesh as mesh_lib
-from bert_jax.storage import checkpoints, metric_log, paths
+from bert_jax.storage import checkpoints, files, metric_log, paths
 from bert_jax.storage import workdir as workdir_lib
 from bert_jax.weights import hf
 from bert_jax.weights.model_card import without_folder
-from bert_jax.weights.pretrained import load_run_params
+from bert_jax.weights.pretrained import load_run_params, trained_length
 
 _CURVE = """
 ![learning curve](curve.png)
@@ -89,7 +89,8 @@ def export(
   vocab = load_vocabulary(workdir / "vocab.txt")
   bert_config = create_bert_config(config, len(vocab))
   step, params = load_run_params(workdir, bert_config, step)
-  max_length = _trained_length(config, workdir, step)
+  max_length = trained_length(config, workdir, step)
+  checkpoints.tell_changed_rows(workdir, step)
   extras = _learning_curve(workdir, step)
   if with_optimizer:
     mesh = mesh_lib.create_mesh(default_config().mesh, jax.local_devices())
@@ -182,33 +183,18 @@ def _learning_curve(workdir, step):
   }
 
 
-def _trained_length(config, workdir, step):
-  """Returns the longest length that a checkpoint's positions were trained at.
-
-  Args:
-    config: the run's settings.
-    workdir: its folder.
-    step: int, of the checkpoint.
-  """
-  lengths = [
-    config[name].max_seq_length
-    for name in run_lib.PHASES[: 1 + (step > config.phase1.num_steps)]
-    if config[name].num_steps
-  ]
-  lengths = lengths or [config.phase2.max_seq_length]
-  init = initialization.load_init_record(workdir)
-  if init and init.source and not init.extend_positions:
-    # The model of --init was trained at all of its positions.
-    lengths.append(config.model.max_position_embeddings)
-  return min(max(lengths), config.model.max_position_embeddings)
-
-
 def _model_card(config, workdir, vocab, heads, step, max_length):
   """Returns the README.md of an export, from the files of the run."""
   corpus = ""
   report = workdir_lib.corpus_dir(config, workdir) / "report.json"
-  if report.exists():
-    found = json.loads(report.read_text())
+  if not report.exists():
+    print(
+      f"export: {report} is not there; the card does not tell how much text it "
+      "was",
+      file=sys.stderr,
+    )
+  else:
+    found = files.load_json(report, "delete it, and the card says less")
     corpus = (
       f": {found['num_documents']:,} documents, {found['num_words']:,} words, "
       f"{found['num_tokens']:,} tokens"

@@ -12,7 +12,6 @@ vocabulary where there is no `--init`.
 """
 
 import dataclasses
-import json
 import os
 
 import jax
@@ -25,9 +24,14 @@ from bert_jax.pretraining.extension import extend_positions, extend_vocab
 from bert_jax.pretraining.moments import is_adam_state, load_adam_state
 from bert_jax.storage import files, paths
 from bert_jax.storage import workdir as workdir_lib
-from bert_jax.weights.pretrained import load_init, print_report, take_over
+from bert_jax.storage.workdir import CONFIG_FILE
+from bert_jax.weights.pretrained import (
+  RECORD_FILE,
+  load_init,
+  print_report,
+  take_over,
+)
 
-RECORD_FILE = "init.json"
 VOCAB_FILE = "init_vocab.txt"
 # Settings that the weights decide; the rest of config.model may be chosen.
 ARCHITECTURE = (
@@ -146,14 +150,14 @@ def begin(config, workdir, init, hosts):
       return config, None
     return _with_overrides(config, workdir, record["config"]), kept
   # Without config.json no step was trained: another --init may take its place.
-  if (workdir / "config.json").exists():
+  if (workdir / CONFIG_FILE).exists():
     raise UserError(
       f"{workdir} was begun with {_spell(kept)}; expected the same or no "
       f"--init, not {_spell(init)} (or another --workdir)"
     )
-  vocab, overrides, teacher_checksum = _read_sources(config, init)
+  vocab, overrides, facts = _read_sources(config, init)
   if hosts.is_first:
-    _write_record(workdir, init, vocab, overrides, teacher_checksum)
+    _write_record(workdir, init, vocab, overrides, facts)
   hosts.gather(None)  # barrier: the record is there for all processes
   return _with_overrides(config, workdir, overrides), init
 
@@ -166,9 +170,15 @@ def load_init_record(workdir):
 
 def _load_record(workdir):
   path = workdir / RECORD_FILE
-  if not path.exists():
-    return None
   remedy = "start in another --workdir with --init"
+  if not path.exists():
+    # Until there are settings, a kill may have come between the two files.
+    if (workdir / VOCAB_FILE).exists() and (workdir / CONFIG_FILE).exists():
+      raise UserError(
+        f"{path} is missing beside {VOCAB_FILE}; expected what the run was "
+        f"begun with ({remedy})"
+      )
+    return None
   record = files.load_json(path, remedy)
   try:
     init = Init(**record["init"])
@@ -198,7 +208,8 @@ def _read_sources(config, init):
 
   Returns:
     (vocabulary, list of str; settings that the models decide, nested dicts;
-    checksum of the teacher's weights or None).
+    what else is kept of them, a dict: max_length, at which the positions of
+    the model were trained, and teacher_checksum).
   """
   if config.corpus.vocab_file:
     flag = "--init" if init.source else "--teacher"
@@ -206,17 +217,18 @@ def _read_sources(config, init):
       f"config.corpus.vocab_file is {config.corpus.vocab_file!r}, but {flag} "
       "brings its vocabulary; expected '' (or --extend_vocab to add pieces)"
     )
-  pretrained, overrides = None, {}
+  pretrained, overrides, facts = None, {}, {}
   if init.source:
     pretrained, overrides = _read_source(config, init)
+    facts["max_length"] = pretrained.max_length
   if not init.teacher:
-    return pretrained.vocab, overrides, None
-  teacher, checksum = distillation.read_teacher(init.teacher)
+    return pretrained.vocab, overrides, facts
+  teacher, facts["teacher_checksum"] = distillation.read_teacher(init.teacher)
   if pretrained is not None:
     distillation.check_tokenizer(
       teacher, pretrained.vocab, pretrained.lowercase, pretrained.strip_accents
     )
-  return teacher.vocab, overrides | _tokenizer_settings(teacher), checksum
+  return teacher.vocab, overrides | _tokenizer_settings(teacher), facts
 
 
 def _tokenizer_settings(pretrained):
@@ -235,8 +247,8 @@ def _read_source(config, init):
   if init.optimizer == "keep":
     _source_checkpoints(init.source)
   _check_corpus_tokenizer(pretrained)
-  pretrained = extend_positions(pretrained, init.extend_positions)
-  model = {k: getattr(pretrained.bert_config, k) for k in ARCHITECTURE}
+  larger = extend_positions(pretrained, init.extend_positions)
+  model = {k: getattr(larger.bert_config, k) for k in ARCHITECTURE}
   changed = [
     f"{k} {config.model[k]} -> {v}"
     for k, v in model.items()
@@ -262,15 +274,10 @@ def _check_corpus_tokenizer(pretrained):
     )
 
 
-def _write_record(workdir, init, vocab, overrides, teacher_checksum):
+def _write_record(workdir, init, vocab, overrides, facts):
   save_vocabulary(workdir / VOCAB_FILE, vocab)
-  record = {
-    "init": dataclasses.asdict(init),
-    "config": overrides,
-    "teacher_checksum": teacher_checksum,
-  }
-  text = json.dumps(record, indent=2) + "\n"
-  paths.write_file(workdir / RECORD_FILE, text)
+  record = {"init": dataclasses.asdict(init), "config": overrides} | facts
+  files.save_json(workdir / RECORD_FILE, record)
 
 
 def _with_overrides(config, workdir, overrides):

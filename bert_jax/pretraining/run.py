@@ -153,6 +153,22 @@ def _create_run(config, vocab, devices, corpus):
   )
 
 
+def check_corpus(run, step, fingerprint):
+  """Raises UserError if a checkpoint was trained on another corpus.
+
+  Args:
+    run: `Run`.
+    step: int, of the checkpoint.
+    fingerprint: str, of the corpus that it was trained on.
+  """
+  if fingerprint != run.corpus.fingerprint:
+    raise UserError(
+      f"checkpoint {step} was trained on corpus {fingerprint}; expected the "
+      f"same, found {run.corpus.fingerprint} (set --config.corpus.dir to that "
+      "corpus)"
+    )
+
+
 def phase_of_step(config, step):
   """Returns the name of the phase that makes a step, counted from 1.
 

@@ -27,14 +27,14 @@ from bert_jax.pretraining import run as run_lib
 from bert_jax.pretraining.evaluation import make_evaluate
 from bert_jax.sharding import rows as rows_lib
 from bert_jax.storage import (
-  checkpoint_reader,
   checkpoints,
-  damage,
   metric_log,
   paths,
+  program_cache,
+  trial,
 )
 from bert_jax.storage import workdir as workdir_lib
-from bert_jax.storage.program_cache import keep_programs
+from bert_jax.storage.access import storage_errors_told
 from bert_jax.training import flops, signals
 from bert_jax.training import loop as loop_lib
 from bert_jax.training.host_memory import keep_freed_memory
@@ -52,7 +52,7 @@ def prepare(config, workdir, init=None):
     UserError: settings, text or workdir can't be used.
   """
   workdir = paths.as_path(workdir)
-  with damage.full_disk_told(workdir), workdir_lib.run_lock(workdir):
+  with workdir_lib.run_lock(workdir):
     config, init = initialization.begin(config, workdir, init, Hosts())
     validate(config)
     preparation.prepare(config, workdir, init.extend_vocab if init else 0)
@@ -112,19 +112,19 @@ def train(config, workdir, hosts, init=None):
   keep_freed_memory()
   workdir = paths.as_path(workdir)
   consistency.compare(hosts, consistency.software(config))
-  with damage.full_disk_told(workdir), _locked(workdir, hosts):
+  with storage_errors_told(workdir), _locked(workdir, hosts):
     config, init = initialization.begin(config, workdir, init, hosts)
     validate(config)
     consistency.compare(hosts, consistency.devices())
-    keep_programs(workdir)
+    program_cache.keep_programs(workdir, hosts)
     run_lib.create_mesh(config)  # raises before the corpus is prepared
-    checkpoint_reader.check_round_trip(workdir, hosts)
+    trial.check_round_trip(workdir, hosts)
     corpus = _open_corpus(config, workdir, hosts, init)
     run = run_lib.create_run(config, corpus)
     run = initialization.with_teacher(run, workdir, init)
     manager = checkpoints.create_manager(config.checkpoint, workdir)
     try:
-      with damage.full_disk_told(workdir):
+      with storage_errors_told(workdir):
         return _train_from_newest(run, workdir, manager, hosts, init, started)
     except UserError:
       raise
@@ -157,7 +157,8 @@ def _open_corpus(config, workdir, hosts, init):
 
 
 def _train_from_newest(run, workdir, manager, hosts, init, started):
-  state, is_evaluated = _restore_or_create(run, workdir, manager, hosts, init)
+  state, meta = _restore_or_create(run, workdir, manager, hosts, init)
+  is_evaluated = meta["evaluated"] is not None
   num_steps = num_train_steps(run.config)
   if int(state.step) >= num_steps and is_evaluated:
     print(f"train: {workdir} is finished: all {num_steps:,} steps are done")
@@ -174,10 +175,17 @@ def _train_from_newest(run, workdir, manager, hosts, init, started):
       *metric_log.FIELDS,
       *(["distillation_loss"] if run.teacher else []),
     )
+    metric_log.tell_changes(workdir, meta.get("metrics"))
     writer = metric_log.MetricWriter(workdir, int(state.step), fields)
 
   def save(state, evaluated):
-    _save(run, manager, state, evaluated)
+    signature = writer and writer.signature
+    _save(run, manager, state, evaluated, signature)
+    note_programs()
+
+  def note_programs():
+    if hosts.is_first:
+      program_cache.note_programs(workdir)
 
   def save_figures(step, evaluated):
     if hosts.is_first:
@@ -193,6 +201,7 @@ def _train_from_newest(run, workdir, manager, hosts, init, started):
     hosts,
     started,
     is_evaluated,
+    note_programs,
   )
   try:
     state, stopped_by = loop_lib.train(loop, create_stages(run, state), state)
@@ -202,7 +211,8 @@ def _train_from_newest(run, workdir, manager, hosts, init, started):
       name = signal.Signals(stopped_by).name
       seconds = time.monotonic() - loop.signal_times[0]
       print(
-        f"train: stopped by {name}; state is saved, {seconds:.1f} s after it"
+        f"train: stopped by {name}; state is saved, {seconds:.1f} s "
+        "after the signal"
       )
       return stopped_by
   finally:
@@ -217,7 +227,7 @@ def _signals_deferred(hosts):
   return signals.deferred() if hosts.is_alone else contextlib.nullcontext()
 
 
-def _save(run, manager, state, evaluated):
+def _save(run, manager, state, evaluated, signature=None):
   checkpoints.save(
     manager,
     state,
@@ -225,11 +235,13 @@ def _save(run, manager, state, evaluated):
     run.corpus.fingerprint,
     evaluated,
     run_lib.phase_of_step(run.config, int(state.step)),
+    run.corpus.manifest["crc32"].get("vocab.txt"),
+    signature,
   )
 
 
 def _restore_or_create(run, workdir, manager, hosts, init):
-  """Returns (`TrainState`, whether no evaluation of it is missing)."""
+  """Returns (`TrainState`, what was saved beside it)."""
   found = checkpoints.restore_newest(
     manager, run_lib.abstract_sharded_state(run), hosts
   )
@@ -240,25 +252,35 @@ def _restore_or_create(run, workdir, manager, hosts, init):
   if found:
     state, meta = found
     print(f"train: continuing after step {int(state.step):,}")
-    return state, meta["evaluated"] is not None
+    return state, meta
+  _tell_beginning(workdir, hosts)
+  fresh = {"evaluated": {}}  # nothing is to be caught up on
   if init is None or not init.source:
-    return run_lib.create_state(run), True
+    return run_lib.create_state(run), fresh
   state = initialization.create_initial_state(run, init)
   # A restart reads this checkpoint and not the source.
   _save(run, manager, state, None)
   manager.wait_until_finished()
-  return state, True
+  return state, fresh
+
+
+def _tell_beginning(workdir, hosts):
+  """Says that steps are done again, as after a kill before the first save."""
+  rows = metric_log.load_rows(workdir) if hosts.is_first else []
+  if rows:
+    print(
+      f"train: {workdir} has metrics up to step {rows[-1]['step']:,} but no "
+      "checkpoint; beginning again at step 0"
+    )
 
 
 def _check_fits(run, state, meta):
   """Raises UserError if a checkpoint can't continue with a run's settings."""
   step = int(state.step)
-  if meta["corpus_fingerprint"] != run.corpus.fingerprint:
-    raise UserError(
-      f"checkpoint {step} was trained on corpus "
-      f"{meta['corpus_fingerprint']}; expected the same, found "
-      f"{run.corpus.fingerprint} (set --config.corpus.dir to that corpus)"
-    )
+  workdir_lib.check_same(
+    run.config, workdir_lib.with_defaults(meta["config"]), f"checkpoint {step}"
+  )
+  run_lib.check_corpus(run, step, meta["corpus_fingerprint"])
   begun, asked = (
     [config[name]["num_steps"] for name in run_lib.PHASES]
     for config in (meta["config"], run.config)

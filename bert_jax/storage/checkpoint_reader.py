@@ -1,7 +1,7 @@
 """Reads one checkpoint: structure first, then contents, then checksums.
 
-An error of the storage is waited out; only damage of the checkpoint itself is
-a reason to go back to an older one.
+An error of the storage is retried; only damage of the checkpoint itself is a
+reason to go back to an older one.
 """
 
 import functools
@@ -9,16 +9,14 @@ import logging
 import time
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
-from bert_jax.distributed.hosts import Hosts
-from bert_jax.errors import UserError
-from bert_jax.storage import checksums, damage, paths
+from bert_jax.errors import StorageError, UserError
+from bert_jax.storage import checksums, damage, files, paths
 
 # Pauses between attempts to read from a storage that does not answer.
 RETRY_SECONDS = (1, 4, 16)
-# What an attempt comes to, beside the two kinds of damage.py.
+# How an attempt to read ends, besides DAMAGED and UNREADABLE of damage.py.
 _NO_PROBLEM, _MISTAKE = "none", "mistake"
 
 
@@ -41,66 +39,14 @@ def open_manager(workdir, **options):
 def open_reader(workdir):
   """Opens checkpoints for this process alone.
 
-  Orbax' own waiting of all processes for one another would never end where a
-  broken file stops one of them.
+  By default orbax makes all processes wait for one another. Where a broken file
+  stops one of them, the others would wait for ever.
   """
   me = jax.process_index()
   alone = ocp.options.MultiprocessingOptions(
     primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"host{me}"
   )
   return open_manager(workdir, read_only=True, multiprocessing_options=alone)
-
-
-def check_round_trip(workdir, hosts=None):
-  """Writes a tiny checkpoint into a workdir without one, and reads it back.
-
-  Some names of folders break what orbax does with them, and then a run would
-  lose all of its checkpoints.
-
-  Args:
-    workdir: `epath.Path` of the run.
-    hosts: `Hosts`, all of which call this; by default this process is alone.
-
-  Raises:
-    UserError: what was written can't be read.
-  """
-  hosts = hosts or Hosts()
-  if not hosts.on_first(lambda: _has_no_checkpoint(workdir)):
-    return
-  trial = paths.as_path(workdir) / "trial"
-  hosts.on_first(lambda: paths.remove_folder(trial))
-  error = None
-  try:
-    _try_round_trip(trial)
-  except Exception as e:  # orbax and storage clients raise what they like
-    error = _one_line(e)
-  errors = [error for error in hosts.gather(error) if error]
-  hosts.on_first(lambda: paths.remove_folder(trial))
-  if errors:
-    raise UserError(
-      f"{workdir} can't hold checkpoints, one written there for a trial can't "
-      f"be read: {errors[0]}; expected a --workdir on a disk with room and "
-      "without any of []*?\\ in its path"
-    )
-
-
-def _has_no_checkpoint(workdir):
-  found = directory(workdir)
-  return not (found.exists() and any(found.iterdir()))
-
-
-def _try_round_trip(trial):
-  state = {"x": np.arange(1000, dtype=np.float32)}
-  with open_manager(trial, create=True) as manager:
-    manager.save(
-      0,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave({})
-      ),
-    )
-  found = _read(trial, 0, state=ocp.args.StandardRestore(state)).state
-  if not np.array_equal(found["x"], state["x"]):
-    raise ValueError("other numbers came back")
 
 
 def read_whole(workdir, step, abstract_state, hosts):
@@ -135,7 +81,7 @@ def read_params(workdir, step, abstract_params, hosts):
 def _read_and_verify(workdir, step, read, hosts):
   restored, reason = _read_with_retries(workdir, step, read, hosts)
   if reason is None:
-    # All have read it, so all take part in adding up.
+    # Every host has read it, so every host takes part in the sums.
     reason = find_wrong_checksum(*restored)
   return (None, reason) if reason else (restored, None)
 
@@ -153,7 +99,8 @@ def _read_with_retries(workdir, step, read, hosts):
     (what `read` returned, None), or (None, why the checkpoint is damaged).
 
   Raises:
-    UserError: storage does not answer, or `read` raised it.
+    StorageError: storage does not answer.
+    UserError: `read` raised it.
   """
   for seconds in (*RETRY_SECONDS, None):
     result, problem = _attempt(read)
@@ -176,7 +123,7 @@ def _read_with_retries(workdir, step, read, hosts):
         flush=True,
       )
       time.sleep(seconds)
-  raise UserError(
+  raise StorageError(
     f"checkpoint {step} of {workdir} can't be read: "
     f"{by_kind[damage.UNREADABLE]} (nothing was changed; start again once the "
     "storage answers)"
@@ -190,12 +137,14 @@ def _attempt(read):
   except UserError as e:
     return None, (_MISTAKE, str(e))
   except Exception as e:  # orbax and storage clients raise what they like
-    return None, (damage.classify(e), _one_line(e))
+    return None, (damage.classify(e), one_line(e))
 
 
 def _read_state(workdir, step, abstract_state):
   meta = _read_meta(workdir, step, abstract_state)
-  found = _read(workdir, step, state=ocp.args.StandardRestore(abstract_state))
+  found = read_items(
+    workdir, step, state=ocp.args.StandardRestore(abstract_state)
+  )
   return found.state, meta
 
 
@@ -207,7 +156,7 @@ def _read_params(workdir, step, abstract_params):
     restore_args=ocp.checkpoint_utils.construct_restore_args(item),
     partial_restore=True,
   )
-  return _read(workdir, step, state=args).state, meta
+  return read_items(workdir, step, state=args).state, meta
 
 
 def _read_meta(workdir, step, abstract_state):
@@ -217,11 +166,13 @@ def _read_meta(workdir, step, abstract_state):
     UserError: the checkpoint holds other arrays than `abstract_state`.
     ValueError: its own checksum is wrong.
   """
-  meta = dict(_read(workdir, step, meta=ocp.args.JsonRestore()).meta)
+  meta = dict(read_items(workdir, step, meta=ocp.args.JsonRestore()).meta)
   crc = meta.pop("crc32", None)
-  if crc is not None and crc != checksums.crc_of_json(meta):
+  if crc is not None and crc != files.crc_of_json(meta):
     raise ValueError("meta/metadata does not have its checksum")
-  # A file that orbax replaces by a guess where it is missing.
+  if meta.get("step", step) != step:
+    raise ValueError(f"it is that of step {meta['step']}")
+  # Without this file orbax would guess the structure.
   path = directory(workdir) / str(step) / "state" / "_METADATA"
   if not path.exists():
     raise FileNotFoundError(f"{path} is missing")
@@ -254,7 +205,8 @@ def _spell(shape, dtype):
   return f"{dtype} {list(shape)}"
 
 
-def _read(workdir, step, **items):
+def read_items(workdir, step, **items):
+  """Reads items of a checkpoint, unverified; orbax says which there are."""
   with open_reader(workdir) as reader:
     return reader.restore(step, args=ocp.args.Composite(**items))
 
@@ -272,7 +224,7 @@ def find_wrong_checksum(state, meta):
   if "arrays" in meta:
     found = checksums.checksums(state)
     expected = {k: v["checksum"] for k, v in meta["arrays"].items()}
-  else:  # written before checksums saw the order of words
+  else:  # written by a version whose checksums ignored the order of words
     found, expected = checksums.plain_sums(state), meta["checksums"]
   wrong = [name for name in found if found[name] != expected.get(name)]
   if not wrong:
@@ -283,6 +235,7 @@ def find_wrong_checksum(state, meta):
   )
 
 
-def _one_line(error):
+def one_line(error):
+  """Returns the kind and the text of an error, at most 200 letters of it."""
   text = " ".join(str(error).split())[:200]
   return f"{type(error).__name__}: {text}"

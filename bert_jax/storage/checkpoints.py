@@ -1,28 +1,39 @@
-"""Checkpoints with orbax, and finding the newest one that is whole.
+"""Checkpoints with orbax, and finding the newest one that is not damaged.
 
-Kept are the latest few, every k-th if the settings say so, and the one with the
-best held-out figure of the last phase. Each holds
-the train state and, beside it, the settings, the corpus' fingerprint and a
-checksum per array (see checksums.py). Saving is asynchronous; the checksums are
-computed on the device at the moment of saving.
+The latest few stay, every k-th step if the settings say so, and the checkpoint
+with the best held-out figure of the last phase. Each holds the train state and,
+beside it, the settings, the corpus' fingerprint and a checksum per array (see
+checksums.py). Saving is asynchronous; the checksums are computed on the device
+at the moment of saving.
 """
 
 import dataclasses
 import itertools
 import json
 import math
+import zlib
 
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from bert_jax.config import flatten
 from bert_jax.distributed.hosts import Hosts
 from bert_jax.errors import UserError
-from bert_jax.storage import checkpoint_reader, checksums, paths
+from bert_jax.storage import (
+  checkpoint_reader,
+  checksums,
+  files,
+  metric_log,
+  paths,
+)
+from bert_jax.storage import workdir as workdir_lib
 
-# What orbax writes last; in a bucket nothing else says that all is there.
+# orbax writes it last; in a bucket only this file says that the checkpoint is
+# complete.
 COMMIT_FILE = "commit_success.txt"
-# A metric of the held-out rows, and which of its ends is the good one.
+# The held-out metric that says which checkpoint is best, and whether the
+# smallest or the largest value is.
 BEST = ("loss", "min")
 # Where damaged checkpoints go, in a workdir.
 BROKEN_DIR = "broken"
@@ -54,8 +65,8 @@ def create_manager(config, workdir, best=BEST):
 class _Preserved(preservation_policy.PreservationPolicy):
   """Which checkpoints orbax keeps.
 
-  Its own policy for the best reads metrics that it wrote when it opens the
-  folder, and can't open it where one of these files is broken.
+  orbax's own policy for the best one reads its metric files when it opens the
+  folder, and fails where one of them is broken.
   """
 
   directory: epath.Path
@@ -108,7 +119,16 @@ def _meta_path(directory, step):
   return directory / str(step) / "meta" / "metadata"
 
 
-def save(manager, state, config, fingerprint, evaluated=None, phase=None):
+def save(
+  manager,
+  state,
+  config,
+  fingerprint,
+  evaluated=None,
+  phase=None,
+  vocab_crc32=None,
+  metrics=None,
+):
   """Begins to write a checkpoint; returns before it is on disk.
 
   Args:
@@ -119,19 +139,25 @@ def save(manager, state, config, fingerprint, evaluated=None, phase=None):
     evaluated: held-out row of this very step, or None; the manager's metric
       in it says whether this is the best checkpoint of its phase.
     phase: str, the phase that made the step.
+    vocab_crc32: int, CRC-32 of the workdir's vocab.txt; None where the model
+      has its vocabulary elsewhere.
+    metrics: dict, the `signature` of the run's `MetricWriter`, or None.
   """
   step = int(state.step)
   if step in manager.all_steps():
     return
   meta = {
+    "step": step,
     "config": config.to_dict(),
     "corpus_fingerprint": fingerprint,
     "arrays": checksums.describe(state),
     "evaluated": evaluated and _finite_numbers(evaluated),
     "phase": phase,
+    "vocab_crc32": vocab_crc32,
+    "metrics": metrics,
   }
   meta = json.loads(json.dumps(meta))  # as it will be read
-  meta["crc32"] = checksums.crc_of_json(meta)
+  meta["crc32"] = files.crc_of_json(meta)
   manager.save(
     step,
     args=ocp.args.Composite(
@@ -153,7 +179,7 @@ def save_figures(manager, step, evaluated):
   meta = json.loads(path.read_text())
   meta.pop("crc32", None)
   meta["evaluated"] = _finite_numbers(evaluated)
-  meta["crc32"] = checksums.crc_of_json(meta)
+  meta["crc32"] = files.crc_of_json(meta)
   temporary = path.with_name("metadata.unfinished")
   temporary.write_text(json.dumps(meta))
   temporary.replace(path)
@@ -168,7 +194,7 @@ def _finite_numbers(row):
 
 
 def restore_newest(manager, abstract_state, hosts=None):
-  """Restores the newest checkpoint that is whole.
+  """Restores the newest checkpoint that is not damaged.
 
   A damaged one is reported and the next older one is tried; once that is
   restored, the damaged ones are moved to `<workdir>/broken/`. A checkpoint is
@@ -280,6 +306,12 @@ def load_params(workdir, abstract_params, step=None, best=BEST, hosts=None):
   return step, state["params"], meta
 
 
+def tell_changed_rows(workdir, step):
+  """Prints a line if rows of metrics.jsonl up to a checkpoint were changed."""
+  meta = _load_meta(checkpoint_reader.directory(workdir), step) or {}
+  metric_log.tell_changes(workdir, meta.get("metrics"))
+
+
 def list_steps(workdir):
   """Returns the steps of all checkpoints of a workdir, ascending."""
   with checkpoint_reader.open_reader(workdir) as reader:
@@ -290,6 +322,7 @@ def _load(workdir, step, best, read, abstract, hosts=None):
   """Reads and verifies a checkpoint; by default this process is alone."""
   hosts = hosts or Hosts()
   step, steps = hosts.on_first(lambda: _find_step(workdir, step, best))
+  hosts.on_first(lambda: _check_files(workdir, step))
   restored, reason = read(workdir, step, abstract, hosts)
   if reason:
     raise UserError(
@@ -297,6 +330,48 @@ def _load(workdir, step, best, read, abstract, hosts=None):
       f"--step of {', '.join(map(str, steps))})"
     )
   return step, *restored
+
+
+def _check_files(workdir, step):
+  """Raises UserError if settings or vocabulary are not those trained with."""
+  meta = _load_meta(checkpoint_reader.directory(workdir), step)
+  if meta:  # else the checkpoint will be found broken
+    _check_config(workdir, step, meta)
+    _check_vocabulary(workdir, step, meta)
+
+
+def _check_config(workdir, step, meta):
+  """Raises UserError if a workdir's settings are not those trained with.
+
+  A setting that only one of the two has is of another version.
+  """
+  path = paths.as_path(workdir) / workdir_lib.CONFIG_FILE
+  if not path.exists():
+    return
+  found = flatten(
+    files.load_json(path, "write the settings of the run into it")
+  )
+  kept = flatten(meta["config"])
+  both = found.keys() & kept.keys()
+  workdir_lib.check_same(
+    {key: found[key] for key in both},
+    {key: kept[key] for key in both},
+    f"checkpoint {step} of {workdir}",
+  )
+
+
+def _check_vocabulary(workdir, step, meta):
+  """Raises UserError if a workdir's vocab.txt is not the one trained with."""
+  expected = meta.get("vocab_crc32")
+  if expected is None:
+    return
+  path = paths.as_path(workdir) / "vocab.txt"
+  found = f"{zlib.crc32(path.read_bytes()):08x}" if path.is_file() else "none"
+  if found != f"{expected:08x}":
+    raise UserError(
+      f"{path} has the checksum {found}; expected {expected:08x}, which "
+      f"checkpoint {step} was trained with (copy vocab.txt of the corpus there)"
+    )
 
 
 def _find_step(workdir, step, best):

@@ -4,9 +4,7 @@ A flipped byte in a file of a checkpoint restores without an error otherwise.
 """
 
 import functools
-import json
 import math
-import zlib
 
 import jax
 import jax.numpy as jnp
@@ -65,11 +63,6 @@ def named_arrays(state):
     jax.tree_util.keystr(path, simple=True, separator="/"): leaf
     for path, leaf in jax.tree.leaves_with_path(state)
   }
-
-
-def crc_of_json(content):
-  """Returns the CRC-32 of a JSON value, whatever the order of its keys."""
-  return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
 def _by_name(state, add_up):

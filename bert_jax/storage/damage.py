@@ -1,15 +1,11 @@
-"""Tells damage of a checkpoint from storage that does not answer, or is full.
+"""Tells damage of a checkpoint from storage that does not answer.
 
 Only damage lets a run go back to an older checkpoint. A reader fails for many
 other reasons, such as a service that is overloaded or a missing permission,
 and these pass or are mended; the checkpoint is as good as before.
 """
 
-import contextlib
-import errno
 import re
-
-from bert_jax.errors import UserError
 
 DAMAGED = "damaged"
 UNREADABLE = "unreadable"
@@ -25,10 +21,12 @@ _MISSING_FILE_ERRORS = (
 # tensorstore raises ValueError for everything; the status stands in the text.
 _TRANSIENT = re.compile(
   r"\b(UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED|INTERNAL"
-  r"|PERMISSION_DENIED|UNAUTHENTICATED|CANCELLED|UNKNOWN)\b"
-  r"|service unavailable|too many requests|permission denied|timed out"
+  r"|CANCELLED|UNKNOWN)\b|service unavailable|too many requests|timed out"
   r"|input/output error|connection (reset|refused|aborted)",
   re.IGNORECASE,
+)
+_FORBIDDEN = re.compile(
+  r"\b(PERMISSION_DENIED|UNAUTHENTICATED)\b|permission denied", re.IGNORECASE
 )
 
 
@@ -42,39 +40,21 @@ def classify(error):
     `DAMAGED` where a file is missing or can't be decoded, and `UNREADABLE` for
     every other error.
   """
-  while type(error) is Exception and error.__cause__ is not None:
-    error = error.__cause__  # orbax wraps those of tensorstore
+  error = _cause(error)
   if isinstance(error, _MISSING_FILE_ERRORS):
     return DAMAGED
-  if isinstance(error, _DECODING_ERRORS) and not _TRANSIENT.search(str(error)):
+  is_told = is_transient(error) or _FORBIDDEN.search(str(error))
+  if isinstance(error, _DECODING_ERRORS) and not is_told:
     return DAMAGED
   return UNREADABLE
 
 
-@contextlib.contextmanager
-def full_disk_told(path):
-  """Turns errors of a disk without room into one line about `path`."""
-  try:
-    yield
-  except UserError:
-    raise
-  except Exception as e:  # orbax wraps the system's in errors of its own
-    if not _is_full(e):
-      raise
-    raise UserError(
-      f"there is no room left on the disk of {path}; what is whole there is "
-      "kept (make room and start again, it goes on from there)"
-    ) from None
+def is_transient(error):
+  """Tells whether an error's text says that a service is out of reach."""
+  return bool(_TRANSIENT.search(str(error)))
 
 
-def _is_full(error):
-  """Tells whether an error, or its cause, says that a disk is full."""
-  seen = set()
-  while error is not None and id(error) not in seen:
-    seen.add(id(error))
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-      return True
-    if re.search(r"no space left on device|quota exceeded", str(error), re.I):
-      return True
-    error = error.__cause__ or error.__context__
-  return False
+def _cause(error):
+  while type(error) is Exception and error.__cause__ is not None:
+    error = error.__cause__  # orbax wraps those of tensorstore
+  return error

@@ -1,5 +1,6 @@
 """Where a run's numbers go: metrics.jsonl, TensorBoard, and the terminal."""
 
+import functools
 import json
 import math
 import os
@@ -7,15 +8,16 @@ import queue
 import sys
 import threading
 import time
+import zlib
 
 from bert_jax.errors import UserError
 from bert_jax.storage import paths
 
-# Between writes of all rows to an object store.
+# Pause between two writes of the file to an object store.
 PAUSE_SECONDS = 10
-# After a write that failed.
+# Pause after a write that failed.
 RETRY_SECONDS = 2
-# How long a checkpoint waits for the rows before it.
+# How long the save of a checkpoint waits for the rows before it.
 FLUSH_SECONDS = 10
 # How long the end of a run waits for a storage that does not answer.
 GIVE_UP_SECONDS = 60
@@ -78,13 +80,13 @@ def _path(workdir):
 
 
 def _load_lines(path):
-  """Returns the lines of the file, bytes, without a last one that was torn."""
+  """Returns the lines of the file, bytes, without a last one cut short."""
   if not path.exists():
     return []
   if path.is_dir():
     raise UserError(f"{path} is a folder; expected a file (move it away)")
   lines = path.read_bytes().split(b"\n")
-  # What is whole ends with a newline; a row that only lacks that is whole too.
+  # A complete line ends with a newline. A row without one is complete too.
   if _parse(lines[-1]) is None:
     del lines[-1]
   return [line for line in lines if line]
@@ -100,11 +102,41 @@ def _parse(line):
   return row if is_row else None
 
 
+def _sign(lines):
+  """Returns {"lines": how many, "crc32": of all of them}."""
+  crc = functools.reduce(lambda crc, line: zlib.crc32(line, crc), lines, 0)
+  return {"lines": len(lines), "crc32": crc}
+
+
+def tell_changes(workdir, signature):
+  """Prints a line if rows were changed or lost since a checkpoint was saved.
+
+  The rows are used all the same; the weights do not depend on them.
+
+  Args:
+    workdir: the run's folder.
+    signature: `MetricWriter.signature` at that time, or None where none was
+      kept.
+  """
+  path = _path(workdir)
+  lines = _load_lines(path)
+  if signature and _sign(lines[: signature["lines"]]) != signature:
+    print(
+      f"{path}: rows up to the checkpoint were changed or lost since it was "
+      "saved; figures and curve are of what is there",
+      file=sys.stderr,
+    )
+
+
 class MetricWriter:
   """Appends rows to metrics.jsonl and TensorBoard's event files.
 
   A thread does it, in batches. A storage that does not answer is asked again
   and again, and never stops the training.
+
+  Attributes:
+    signature: dict, the number and the checksum of all rows handed over, by
+      which `tell_changes` knows them again.
   """
 
   def __init__(self, workdir, first_step, fields=FIELDS):
@@ -112,8 +144,8 @@ class MetricWriter:
 
     Args:
       workdir: `epath.Path`, the run's folder.
-      first_step: rows after this step are of a future that a kill undid, and
-        go; they will be written again. A line that is no row stays.
+      first_step: rows after this step are deleted, since the run repeats those
+        steps and writes the rows again. A line that is no row stays.
       fields: the keys that every row has.
     """
     from tensorboardX import SummaryWriter
@@ -126,6 +158,7 @@ class MetricWriter:
       if (_parse(line) or {"step": 0})["step"] <= first_step
     ]
     self._write_all()
+    self.signature = _sign(self._lines)
     self._is_local = not paths.is_remote(workdir)
     self._events = (
       SummaryWriter(os.fspath(workdir / "tensorboard"), purge_step=first_step)
@@ -153,6 +186,11 @@ class MetricWriter:
     """
     row = dict.fromkeys(self._fields) | row
     row = {field: _json_number(value) for field, value in row.items()}
+    line = json.dumps(row).encode()
+    self.signature = {
+      "lines": self.signature["lines"] + 1,
+      "crc32": zlib.crc32(line, self.signature["crc32"]),
+    }
     self._num_handed += 1
     self._rows.put(row)
 

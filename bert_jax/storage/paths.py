@@ -1,9 +1,9 @@
 """Paths that work on a disk and at gs://; every file of a run is written here.
 
 Readers use what `as_path` returns like a `pathlib.Path`. Writers use the
-functions below, since the two kinds of storage differ in what is atomic: on a
-disk a rename is, in a bucket the upload of one object is, and a folder there is
-no more than a common beginning of names.
+functions below, since other things are atomic on a disk (a rename) than in a
+bucket (the upload of one object). A folder in a bucket is nothing but a common
+prefix of names.
 
 gs:// goes through gcsfs, with TensorFlow installed or not. epath would ask
 TensorFlow first, whose client can't be led to a test server. Listings are not
@@ -152,7 +152,7 @@ def replaced_file(path):
 
 
 def _write_through(path):
-  """Waits until a file is on its disk, before a rename says that it is."""
+  """Flushes a file to its disk, so that a rename never shows half of it."""
   descriptor = os.open(path, os.O_RDONLY)
   try:
     os.fsync(descriptor)
@@ -166,8 +166,8 @@ def replaced_folder(path, marker):
 
   Args:
     path: path of the folder.
-    marker: name of the file without which nobody takes the folder for whole.
-      In a bucket it goes first and comes last.
+    marker: name of the file without which readers do not take the folder for
+      complete. In a bucket it is deleted first and uploaded last.
 
   Yields:
     local `epath.Path` of a new folder to fill; after an error nothing of it
@@ -200,12 +200,12 @@ def _replace_objects(folder, path, marker):
 
 
 def move_folder(source, target, marker):
-  """Moves a folder; at every moment at least one of the two is whole.
+  """Moves a folder; at every moment one of the two is complete.
 
   Args:
     source: `epath.Path` of the folder.
     target: `epath.Path` of the same storage; what is there is removed.
-    marker: as for `replaced_folder`; in a bucket the first file to leave.
+    marker: as for `replaced_folder`; in a bucket it is deleted first.
   """
   remove_folder(target)
   if not is_remote(source):

@@ -1,4 +1,4 @@
-"""A trial of a workdir: everything that a run does there, in a small way."""
+"""Tries a workdir: does there, with tiny files, what a run does."""
 
 import collections
 import contextlib
@@ -8,13 +8,70 @@ import uuid
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 
 from bert_jax.config import default_config
-from bert_jax.errors import UserError
-from bert_jax.storage import checkpoints, paths
+from bert_jax.distributed.hosts import Hosts
+from bert_jax.errors import StorageError, UserError
+from bert_jax.storage import checkpoint_reader, checkpoints, damage, paths
 from bert_jax.storage.access import check_bucket, one_line_errors
 
 _TinyState = collections.namedtuple("_TinyState", ["step", "params"])
+
+
+def check_round_trip(workdir, hosts=None):
+  """Writes a tiny checkpoint into a workdir without one, and reads it back.
+
+  orbax can't read what it wrote to folders with some letters in their names;
+  a run there would lose all of its checkpoints.
+
+  Args:
+    workdir: `epath.Path` of the run.
+    hosts: `Hosts`, all of which call this; by default this process is alone.
+
+  Raises:
+    UserError: what was written can't be read.
+  """
+  hosts = hosts or Hosts()
+  if not hosts.on_first(lambda: _has_no_checkpoint(workdir)):
+    return
+  trial = paths.as_path(workdir) / "trial"
+  hosts.on_first(lambda: paths.remove_folder(trial))
+  error = None
+  try:
+    _try_round_trip(trial)
+  except Exception as e:  # orbax and storage clients raise what they like
+    error = checkpoint_reader.one_line(e)
+  errors = [error for error in hosts.gather(error) if error]
+  hosts.on_first(lambda: paths.remove_folder(trial))
+  if errors:
+    kind = StorageError if damage.is_transient(errors[0]) else UserError
+    raise kind(
+      f"{workdir} can't hold checkpoints, one written there for a trial can't "
+      f"be read: {errors[0]}; expected a --workdir on a disk with room and "
+      "without any of []*?\\ in its path"
+    )
+
+
+def _has_no_checkpoint(workdir):
+  found = checkpoint_reader.directory(workdir)
+  return not (found.exists() and any(found.iterdir()))
+
+
+def _try_round_trip(trial):
+  state = {"x": np.arange(1000, dtype=np.float32)}
+  with checkpoint_reader.open_manager(trial, create=True) as manager:
+    manager.save(
+      0,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave({})
+      ),
+    )
+  found = checkpoint_reader.read_items(
+    trial, 0, state=ocp.args.StandardRestore(state)
+  ).state
+  if not np.array_equal(found["x"], state["x"]):
+    raise ValueError("other numbers came back")
 
 
 def check_storage(workdir):

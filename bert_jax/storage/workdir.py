@@ -1,4 +1,4 @@
-"""A run's folder: where things lie, whose it is, and what it was begun with.
+"""A run's folder: its paths, its lock, and the settings it was begun with.
 
 config.json   vocab.txt   corpus/   checkpoints/<step>/
 metrics.jsonl   tensorboard/
@@ -6,7 +6,6 @@ metrics.jsonl   tensorboard/
 
 import contextlib
 import fcntl
-import json
 import os
 
 import ml_collections
@@ -50,13 +49,14 @@ def file_lock(path, wait=True):
     try:
       yield
     finally:
-      path.unlink()
-      if is_new and not any(path.parent.iterdir()):
-        path.parent.rmdir()
+      with contextlib.suppress(FileNotFoundError):  # somebody deleted all of it
+        path.unlink()
+        if is_new and not any(path.parent.iterdir()):
+          path.parent.rmdir()
 
 
 def _locked_file(path, wait):
-  """Opens and locks a file that nobody has deleted meanwhile."""
+  """Opens and locks a file; again if its holder deleted it meanwhile."""
   while True:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
@@ -122,21 +122,32 @@ def check_config(
   if not (workdir / CONFIG_FILE).exists():
     return
   saved = load_config(workdir, default_config)
+  check_same(config, saved, workdir, changeable)
+
+
+def check_same(config, saved, begun, changeable=CHANGEABLE):
+  """Raises UserError if settings differ from those of something begun.
+
+  Args:
+    config: the settings asked for.
+    saved: the settings kept.
+    begun: what they are kept in, for the message.
+    changeable: keys and sections that may differ.
+  """
   differing = differing_keys(config, saved, changeable)
   if differing:
     changes = "; ".join(
       f"{key} was {old!r}, now {new!r}" for key, old, new in differing
     )
     raise UserError(
-      f"{workdir} was begun with other settings: {changes} (use these, or "
+      f"{begun} was begun with other settings: {changes} (use these, or "
       "another --workdir)"
     )
 
 
 def save_config(config, workdir):
   """Keeps the settings of a run in its workdir."""
-  text = json.dumps(config.to_dict(), indent=2) + "\n"
-  paths.write_file(workdir / CONFIG_FILE, text)
+  files.save_json(workdir / CONFIG_FILE, config.to_dict())
 
 
 def load_config(workdir, default_config=default_config):
@@ -159,12 +170,22 @@ def load_config(workdir, default_config=default_config):
       "bert_jax.train"
     )
   remedy = "write the settings that the run was begun with into it"
-  config = default_config()
   saved = files.load_json(path, remedy)
   try:
-    with config.unlocked():
-      config.update(ml_collections.ConfigDict(saved))
+    return with_defaults(saved, default_config)
   except (TypeError, ValueError, AttributeError) as e:
     reason = " ".join(str(e).split())
     raise UserError(f"{path} is damaged: {reason} ({remedy})") from None
+
+
+def with_defaults(saved, default_config=default_config):
+  """Returns settings kept by any version as a ConfigDict.
+
+  Args:
+    saved: nested dict; a setting that it lacks has its default.
+    default_config: function that returns the settings with their defaults.
+  """
+  config = default_config()
+  with config.unlocked():
+    config.update(ml_collections.ConfigDict(saved))
   return config

@@ -1,4 +1,4 @@
-"""Memory of the host that XLA's CPU backend asks for at every step."""
+"""The C library's settings for memory that XLA asks for at every CPU step."""
 
 import ctypes
 

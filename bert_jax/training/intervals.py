@@ -1,18 +1,18 @@
 """Which steps get a row of metrics and which a checkpoint, on all hosts alike.
 
 A setting says how many steps, another one how many seconds; whichever comes
-first. Every host must decide alike without a word at every step, so seconds
-are turned into steps: all take the speed that host 0 measured, now and then.
+first. Every host must decide the same without communicating at every step, so
+seconds are converted to steps by the speed that host 0 measures now and then.
 """
 
 import jax
 
-# Seconds between two looks at the speed once it is known.
+# Seconds between two measurements of the speed, after the first ones.
 _LOOK_SECONDS = 300
 
 
 class Intervals:
-  """Counts the steps of a stage since its last row and its last checkpoint."""
+  """Counts a stage's steps since its last row and its last checkpoint."""
 
   def __init__(self, config, hosts, step, clock):
     """Starts after a step that has both.
@@ -31,7 +31,7 @@ class Intervals:
     self._look_at, self._looked = step + 1, None
 
   def count_step(self, step, outputs):
-    """Takes note of a step; measures the speed where it is time to.
+    """Counts a step; measures the speed if it is time to.
 
     Args:
       step: int, just dispatched.

@@ -1,8 +1,8 @@
 """The training loop: steps, reports, evaluation, checkpoints, signals.
 
-What it runs is a list of stages, such as the two phases of pretraining or one
-fine-tuning. The compiled programs of all stages are there before the first
-step, so that nothing waits for a compiler, or fails in it, hours later.
+It runs a list of stages, such as the two phases of pretraining or one
+fine-tuning. The train steps of all stages are compiled before the first step,
+so that no run waits for the compiler, or fails in it, hours later.
 """
 
 import concurrent.futures
@@ -81,6 +81,8 @@ class Loop:
     started: `time.monotonic()` when the run was started; now by default.
     is_evaluated: whether the state that the run begins with has been evaluated
       if it had to be. A signal leaves no time for it.
+    note_programs: function without arguments, called when all train steps are
+      compiled.
     signal_times: list, gets `time.monotonic()` of the signal that stops a run.
   """
 
@@ -93,6 +95,7 @@ class Loop:
   hosts: Hosts = dataclasses.field(default_factory=Hosts)
   started: float = dataclasses.field(default_factory=time.monotonic)
   is_evaluated: bool = True
+  note_programs: Callable = lambda: None
   signal_times: list = dataclasses.field(default_factory=list)
 
 
@@ -118,12 +121,12 @@ def train(loop, stages, state):
     return state, None
   started = time.monotonic()
   programs = compile_stages(stages, state)
+  loop.note_programs()
   names = " and ".join(stage.name for stage in stages)
   print(f"train: compiled {names} in {time.monotonic() - started:.1f} s")
   for stage, of_stage in zip(stages, programs, strict=True):
     print(_figures(stage, of_stage[0], state))
-  # Those that are done first must not give up on the others, as the CPU's
-  # collectives do after half a minute.
+  # Barrier: Gloo collectives on CPU time out after 30 s.
   loop.hosts.gather(None)
   with contextlib.ExitStack() as stack:
     if loop.hosts.is_alone:
@@ -138,7 +141,7 @@ def train(loop, stages, state):
       )
       if stopped_by:
         return state, stopped_by
-    # It may have come during the last evaluation or save.
+    # A signal may have come during the last evaluation or save.
     if loop.hosts.is_alone:
       return state, stopping()
   return state, None
@@ -155,7 +158,7 @@ def compile_stages(stages, state):
     a list for each stage: compiled programs, each (state, batch, *constants)
     -> (state, metrics), one for each of its `abstract_batches`.
   """
-  # Tracing is Python and takes turns; compiling is not and does not.
+  # Tracing is Python and runs one at a time; compilation runs in parallel.
   lowered = [
     stage.train_step.lower(state, batch, *stage.constants)
     for stage in stages
@@ -187,7 +190,7 @@ def _shapes(batch):
 
 
 def _figures(stage, program, state):
-  """Returns a line on what a step takes, before the first one is made."""
+  """Returns a line on the FLOPs and the memory of a step."""
   params_bytes, opt_bytes = map(
     partitioning.device_bytes, (state.params, state.opt_state)
   )
@@ -242,13 +245,13 @@ def _train_stage(loop, stage, train_step, num_steps, state, stopping):
         bar.write(f"{stage.name}: first step done {seconds:.1f} s after start")
       bar.update()
       intervals.count_step(step, step_metrics)
-      # Looked at once a step: whatever ends the loop also saves.
+      # Asked once a step: a step that ends the loop is also saved.
       stopped_by = stopping()
       if stopped_by and not loop.signal_times:  # another host got the signal
         loop.signal_times.append(time.monotonic())
-      # A preempted host has seconds left, which belong to the checkpoint.
+      # A preempted host has 30 s left, which belong to the checkpoint.
       evaluates = not stopped_by and _is_evaluated(loop.config, stage, step)
-      # What was measured is also saved: it may be the best.
+      # A step that was evaluated is also saved: it may be the best.
       saves = stopped_by or evaluates or intervals.save_is_due(step)
       # A checkpoint ends a row, so that a run which goes on from it has the
       # same rows.

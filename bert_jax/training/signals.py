@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT outside of the loop, which listens to them itself.
+"""SIGTERM and SIGINT outside of the training loop, which has its own handlers.
 
 Before the first step, and between two runs of a command, there is nothing to
 save: a signal ends the command at once, with one line.
@@ -47,7 +47,7 @@ def handlers_restored():
 
 @contextlib.contextmanager
 def deferred():
-  """Lets what is done inside, such as a save, end before a signal is heard.
+  """Postpones signals until what is done inside, such as a save, has ended.
 
   Raises:
     Stopped: at the end, if a signal came.
@@ -62,7 +62,7 @@ def deferred():
 
 
 def note_times(times):
-  """Makes the handlers that there are note when a signal came.
+  """Makes the present handlers note when a signal came.
 
   Args:
     times: list that gets `time.monotonic()` of each signal.

@@ -1,4 +1,4 @@
-"""How fast a run goes, without what is no training step."""
+"""Speed of the training steps, without compilation, evaluation and saving."""
 
 import contextlib
 import time
@@ -38,7 +38,7 @@ class StepClock:
 
   @property
   def active_seconds(self):
-    """A time that stands still in pauses; only differences mean something."""
+    """Monotonic seconds without those of pauses; for differences only."""
     return time.monotonic() - self._all_paused_seconds
 
   def count_step(self, outputs):
@@ -66,10 +66,10 @@ class StepClock:
 
   @contextlib.contextmanager
   def waiting(self):
-    """Times the wait for a batch; it is part of the step.
+    """Times the wait for a batch.
 
-    It costs nothing, and is not counted, if the devices are still busy with the
-    step before when the batch is there.
+    The wait is not counted if the devices are still busy with the step before
+    when the batch is there: then it costs nothing.
     """
     started = time.monotonic()
     yield
@@ -78,7 +78,7 @@ class StepClock:
 
   @contextlib.contextmanager
   def paused(self):
-    """Leaves out what is done inside, after the steps under way have ended."""
+    """Stops the clock inside, once the steps under way have ended."""
     jax.block_until_ready(self._outputs)
     started = time.monotonic()
     yield

@@ -29,7 +29,7 @@ from bert_jax.model.bert import (
   create_params,
 )
 from bert_jax.sharding import partitioning
-from bert_jax.storage import paths
+from bert_jax.storage import files, paths
 from bert_jax.storage import workdir as workdir_lib
 from bert_jax.storage.access import one_line_errors
 from bert_jax.weights import hf, hf_folder, hf_import, tf_checkpoint
@@ -40,6 +40,8 @@ from bert_jax.weights.sentence_folder import SentenceModules, load_modules
 
 # Where a workdir of fine-tuning has its best model, a Hugging Face folder.
 MODEL_DIR = "model"
+# What a workdir of pretraining keeps of the model that it was begun with.
+RECORD_FILE = "init.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,10 +282,36 @@ def _load_workdir(workdir, step):
     params=params,
     vocab=vocab,
     lowercase=config.corpus.lowercase,
-    max_length=bert_config.max_position_embeddings,
+    max_length=trained_length(config, workdir, step),
     strip_accents=config.corpus.get("strip_accents"),
     notes=(f"checkpoint {step:,}",),
   )
+
+
+def trained_length(config, workdir, step):
+  """Returns the longest length that a checkpoint's positions were trained at.
+
+  Args:
+    config: the run's settings.
+    workdir: `epath.Path` of the run.
+    step: int, of the checkpoint.
+
+  Raises:
+    UserError: init.json is damaged.
+  """
+  has_reached_phase2 = step > config.phase1.num_steps
+  phases = (config.phase1, config.phase2)[: 1 + has_reached_phase2]
+  lengths = [phase.max_seq_length for phase in phases if phase.num_steps]
+  lengths = lengths or [config.phase2.max_seq_length]
+  positions = config.model.max_position_embeddings
+  path = workdir / RECORD_FILE
+  if path.exists():
+    begun = files.load_json(path, "export without it")
+    init = begun.get("init", {})
+    # Older versions did not say, and took all positions for trained.
+    is_whole = init.get("source") and not init.get("extend_positions")
+    lengths.append(begun.get("max_length", positions if is_whole else 0))
+  return min(max(lengths), positions)
 
 
 def _load_hf_folder(folder):

@@ -28,7 +28,7 @@ from bert_jax.storage import checkpoints, metric_log
 from bert_jax.storage import workdir as workdir_lib
 from bert_jax.training.optimizer import create_optimizer
 from bert_jax.training.train_state import create_train_state
-from bert_jax.weights.pretrained import load_init
+from bert_jax.weights.pretrained import load_init, trained_length
 
 VOCAB = [
   *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "##s", "the", "of"),
@@ -248,7 +248,7 @@ def test_an_export_takes_texts_as_long_as_those_it_was_trained_on(
   config.model.max_position_embeddings = 48
   for i, phase in enumerate((config.phase1, config.phase2)):
     phase.update(max_seq_length=lengths[i], num_steps=num_steps[i])
-  assert exporting._trained_length(config, tmp_path, step) == expected
+  assert trained_length(config, tmp_path, step) == expected
 
 
 def test_the_length_stands_in_the_tokenizer_and_on_the_card(workdir, tmp_path):

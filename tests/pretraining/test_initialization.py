@@ -120,6 +120,12 @@ def train(workdir, text, num_steps, *arguments):
   )
 
 
+def read_files(folder):
+  """Returns the content and the time of every file."""
+  files = [path for path in folder.rglob("*") if path.is_file()]
+  return {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in files}
+
+
 def create_config(text):
   """Returns settings that differ in every size from the source's."""
   config = default_config()
@@ -269,6 +275,8 @@ def adam_state(workdir, step):
 
 @pytest.mark.slow
 def test_moments_are_reset_or_kept_as_asked(text, source, continued, tmp_path):
+  """The source is read, and not a byte of it written."""
+  before = read_files(source)
   old, _ = adam_state(source, 8)
   fresh, count = adam_state(continued, 0)
   assert int(fresh["count"]) == count == 0
@@ -280,6 +288,7 @@ def test_moments_are_reset_or_kept_as_asked(text, source, continued, tmp_path):
   assert count == 0  # the schedule begins anew
   jax.tree.map(np.testing.assert_array_equal, kept, old)
   assert any(np.any(x) for x in jax.tree.leaves(kept["mu"]))
+  assert read_files(source) == before
 
 
 def test_moments_can_only_be_kept_from_a_run(text, source, tmp_path):
@@ -385,6 +394,7 @@ def test_extended_export_loads_in_transformers(extended, tmp_path):
   assert int(inputs["input_ids"].max()) >= len(VOCAB)
   assert inputs["input_ids"].shape == (1, NUM_POSITIONS)
   assert tokenizer.model_max_length == 64  # the longest length trained
+  assert load_init(extended).max_length == 64
   with torch.no_grad():
     theirs = model.eval()(**inputs).prediction_logits[0].numpy()
   ours = load_init(extended)

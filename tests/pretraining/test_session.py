@@ -56,6 +56,21 @@ def test_steps_that_are_done_can_not_be_undone(step, begun, asked, expected):
     _check(step, begun, asked)
 
 
+def test_settings_of_the_checkpoint_count_where_config_json_is_gone():
+  saved = default_config()
+  saved.optimizer.learning_rate = 0.5
+  saved.log.every_steps = 7  # changes no number
+  run = types.SimpleNamespace(
+    config=default_config(), corpus=types.SimpleNamespace(fingerprint="a")
+  )
+  meta = {"config": saved.to_dict(), "corpus_fingerprint": "a"}
+  del meta["config"]["masking"]  # of an older version
+  with pytest.raises(UserError, match=r"learning_rate was 0.5, now") as raised:
+    session._check_fits(run, types.SimpleNamespace(step=3), meta)
+  assert "log.every_steps" not in str(raised.value)
+  assert "masking" not in str(raised.value)
+
+
 def test_another_corpus_is_refused():
   run = types.SimpleNamespace(
     config=default_config(), corpus=types.SimpleNamespace(fingerprint="b")

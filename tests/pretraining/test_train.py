@@ -172,7 +172,7 @@ def test_sigterm_saves_the_step_it_is_at_and_exits_cleanly(
   output, _ = process.communicate(timeout=120)
   assert process.returncode == 0, output
   seconds = re.search(
-    r"stopped by SIGTERM; state is saved, (.*) s after", output
+    r"stopped by SIGTERM; state is saved, (.*) s after the signal", output
   )
   assert 0 <= float(seconds[1]) < 60
   (saved,) = (int(p.name) for p in (workdir / "checkpoints").iterdir())

@@ -4,6 +4,7 @@ import gc
 import json
 import pathlib
 import shutil
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,12 @@ from etils import epath
 
 from bert_jax.config import default_config
 from bert_jax.errors import UserError
-from bert_jax.storage import checkpoint_reader, checkpoints, checksums
+from bert_jax.storage import (
+  checkpoint_reader,
+  checkpoints,
+  checksums,
+  trial,
+)
 from bert_jax.training.train_state import TrainState
 
 # orbax leaves coroutines and event loops behind when a restore fails.
@@ -140,7 +146,7 @@ def test_storage_that_does_not_answer_is_no_damage(
     raise error
 
   monkeypatch.setattr(checkpoint_reader, "RETRY_SECONDS", (0, 0))
-  monkeypatch.setattr(checkpoint_reader, "_read", fail)
+  monkeypatch.setattr(checkpoint_reader, "read_items", fail)
   before = _list_all(tmp_path)
   with pytest.raises(UserError, match=r"checkpoint 30 .* can't be read"):
     checkpoints.restore_newest(manager, _abstract())
@@ -150,7 +156,7 @@ def test_storage_that_does_not_answer_is_no_damage(
 
 
 def test_storage_that_answers_again_is_waited_for(manager, monkeypatch):
-  read, failures = checkpoint_reader._read, iter(range(2))
+  read, failures = checkpoint_reader.read_items, iter(range(2))
 
   def fail_twice(*args, **kwargs):
     if next(failures, None) is not None:
@@ -158,7 +164,7 @@ def test_storage_that_answers_again_is_waited_for(manager, monkeypatch):
     return read(*args, **kwargs)
 
   monkeypatch.setattr(checkpoint_reader, "RETRY_SECONDS", (0, 0))
-  monkeypatch.setattr(checkpoint_reader, "_read", fail_twice)
+  monkeypatch.setattr(checkpoint_reader, "read_items", fail_twice)
   state, _ = checkpoints.restore_newest(manager, _abstract())
   assert state.step == 30
 
@@ -274,6 +280,34 @@ def test_a_damaged_figure_beside_the_state_is_seen(manager, tmp_path):
   assert state.step == 20
 
 
+def test_a_checkpoint_in_the_place_of_another_is_seen(manager, tmp_path):
+  """Each is whole in itself; they only have changed places."""
+  folder = tmp_path / "checkpoints"
+  (folder / "20").rename(folder / "aside")
+  (folder / "30").rename(folder / "20")
+  (folder / "aside").rename(folder / "30")
+  for step in (20, 30):
+    with pytest.raises(UserError, match=f"it is that of step {50 - step}"):
+      checkpoints.load_params(tmp_path, _abstract().params, step)
+  state, _ = checkpoints.restore_newest(manager, _abstract())
+  assert state.step == 10
+
+
+def test_a_model_is_not_read_with_another_vocabulary(tmp_path):
+  config = default_config()
+  (tmp_path / "vocab.txt").write_text("[PAD]\nriver\n")
+  crc = zlib.crc32(b"[PAD]\nriver\n")
+  with checkpoints.create_manager(config.checkpoint, tmp_path) as manager:
+    checkpoints.save(manager, _state(10), config, "corpus", None, "phase1", crc)
+  assert checkpoints.load_params(tmp_path, _abstract().params)[0] == 10
+  for content in ("[PAD]\nrivez\n", "[PAD]\n", None):
+    (tmp_path / "vocab.txt").unlink()
+    if content:
+      (tmp_path / "vocab.txt").write_text(content)
+    with pytest.raises(UserError, match=rf"vocab.txt .* expected {crc:08x}"):
+      checkpoints.load_params(tmp_path, _abstract().params)
+
+
 def test_checkpoints_of_the_plain_sum_are_still_verified(manager, tmp_path):
   """As versions before the one that hashes have written them."""
   for step in (20, 30):
@@ -330,7 +364,7 @@ def test_a_workdir_that_orbax_can_not_read_is_refused_before_the_work(
 ):
   workdir = tmp_path / name
   with pytest.raises(UserError, match="can't hold checkpoints") as e:
-    checkpoint_reader.check_round_trip(workdir)
+    trial.check_round_trip(workdir)
   assert "\n" not in str(e.value)
   assert not list(workdir.glob("*"))
 
@@ -338,7 +372,7 @@ def test_a_workdir_that_orbax_can_not_read_is_refused_before_the_work(
 def test_a_workdir_that_orbax_can_read_is_left_as_it_was(tmp_path):
   workdir = tmp_path / "a run, (of) 'mine' & $HOME"
   for _ in range(2):
-    checkpoint_reader.check_round_trip(workdir)
+    trial.check_round_trip(workdir)
   assert list(workdir.iterdir()) == []
 
 

@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from bert_jax.errors import UserError
 from bert_jax.storage import damage
 
 
@@ -42,28 +41,3 @@ def _wrap(error):
 )
 def test_only_missing_and_undecodable_files_are_damage(error, kind):
   assert damage.classify(error) == kind
-
-
-@pytest.mark.parametrize(
-  "error",
-  [
-    OSError(28, "No space left on device"),
-    OSError(122, "Disk quota exceeded"),
-    ValueError(
-      "RESOURCE_EXHAUSTED: ... [OS error 28: No space left on device]"
-    ),
-    _wrap(OSError(28, "No space left on device")),
-  ],
-)
-def test_a_full_disk_is_one_line(error):
-  with (
-    pytest.raises(UserError, match="no room left on the disk of /run") as e,
-    damage.full_disk_told("/run"),
-  ):
-    raise error
-  assert "\n" not in str(e.value)
-
-
-def test_other_errors_are_told_as_they_are():
-  with pytest.raises(ValueError, match="other"), damage.full_disk_told("/run"):
-    raise ValueError("other")

@@ -64,6 +64,37 @@ def test_a_line_that_is_no_row_is_told_and_nothing_else_is_lost(
   assert [r["step"] for r in metric_log.load_rows(tmp_path)] == [1, 2, 3]
 
 
+@pytest.mark.parametrize(
+  "change",
+  [
+    lambda text: text.replace("0.5", "0.6", 1),
+    lambda text: text[text.index("\n") + 1 :],
+    lambda text: text[: text.index("\n") + 1],
+    lambda text: "",
+  ],
+)
+def test_rows_that_are_not_those_of_the_checkpoint_are_told(
+  tmp_path, change, capsys
+):
+  """Rows after it may come and go, as a resumed run writes them again."""
+  path = tmp_path / "metrics.jsonl"
+  _write(tmp_path, [1, 2])
+  writer = metric_log.MetricWriter(paths.as_path(tmp_path), 2)
+  writer.write({"step": 3, "split": "train", "loss": 0.5})
+  signature = writer.signature  # as of the checkpoint of step 3
+  writer.write({"step": 4, "split": "train", "loss": 0.5})
+  writer.close()
+  metric_log.tell_changes(tmp_path, signature)
+  again = metric_log.MetricWriter(paths.as_path(tmp_path), 3)
+  assert again.signature == signature
+  again.close()
+  metric_log.tell_changes(tmp_path, signature)
+  assert not capsys.readouterr().err
+  path.write_text(change(path.read_text()))
+  metric_log.tell_changes(tmp_path, signature)
+  assert "changed or lost" in capsys.readouterr().err
+
+
 def test_a_folder_in_the_place_of_the_file_is_named(tmp_path):
   (tmp_path / "metrics.jsonl").mkdir()
   with pytest.raises(UserError, match=r"metrics.jsonl is a folder"):

@@ -1,6 +1,7 @@
 """A run's settings: older ones are read, damaged ones are named."""
 
 import json
+import os
 
 import pytest
 from etils import epath
@@ -22,6 +23,7 @@ def test_a_setting_that_an_older_run_did_not_have_is_at_its_default(tmp_path):
   workdir, config = _saved(tmp_path, **{"model.hidden_size": 384})
   path = tmp_path / "config.json"
   saved = json.loads(path.read_text())
+  del saved["content_crc32"]
   del saved["model"]["remat"], saved["log"], saved["optimizer"]["eps"]
   path.write_text(json.dumps(saved))
   workdir_lib.check_config(config, workdir)
@@ -35,6 +37,7 @@ def test_a_setting_of_a_newer_version_is_refused(tmp_path):
   workdir, config = _saved(tmp_path)
   path = tmp_path / "config.json"
   saved = json.loads(path.read_text())
+  del saved["content_crc32"]
   saved["model"]["rotary"] = True
   path.write_text(json.dumps(saved))
   with pytest.raises(UserError, match=r"model.rotary was True, now None"):
@@ -60,6 +63,27 @@ def test_damaged_settings_are_one_line(tmp_path, content):
     with pytest.raises(UserError, match=r"config.json is damaged") as e:
       use()
     assert "\n" not in str(e.value)
+
+
+def test_two_commands_in_one_workdir_are_told_apart(tmp_path):
+  """Training and preparation both hold this lock."""
+  workdir = epath.Path(tmp_path) / "run"
+  with (
+    workdir_lib.run_lock(workdir),
+    pytest.raises(UserError, match=f"in use by process {os.getpid()}"),
+    workdir_lib.run_lock(workdir),
+  ):
+    pass
+  with workdir_lib.run_lock(workdir):  # it ended with its holder
+    pass
+  assert not workdir.exists()
+
+
+def test_a_workdir_deleted_under_a_lock_is_no_error(tmp_path):
+  workdir = epath.Path(tmp_path) / "run"
+  with workdir_lib.run_lock(workdir):
+    workdir.rmtree()
+  assert not workdir.exists()
 
 
 def test_a_folder_in_the_place_of_the_lock_is_named(tmp_path):

@@ -25,6 +25,7 @@ from bert_jax.data.corpus import (
 )
 from bert_jax.data.token_shards import shard_name
 from bert_jax.errors import UserError
+from bert_jax.storage import files
 
 # One token for sentence A and one for sentence B.
 MIN_DOCUMENT_TOKENS = 2
@@ -296,7 +297,7 @@ class _Hashes:
 
 def commit(directory, manifest):
   """Declares a corpus finished: the manifest is the last file to appear."""
-  write_json(directory / "manifest.json", manifest)
+  files.save_json(directory / "manifest.json", manifest)
   remove_scaffolding(directory)
 
 
