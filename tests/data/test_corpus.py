@@ -157,6 +157,7 @@ def _crcs(tmp_path):
 def test_a_corpus_of_one_file_of_token_ids_is_still_read(tmp_path):
   """As every corpus was before: format 2."""
   whole = _write(tmp_path / "new", _chunks(_draw_documents(50)))
+  token_ids = whole.tokens[:]
   directory = tmp_path / "new"
   (directory / "tokens-00000.bin").rename(directory / "tokens.bin")
   manifest = json.loads((directory / "manifest.json").read_text())
@@ -169,7 +170,7 @@ def test_a_corpus_of_one_file_of_token_ids_is_still_read(tmp_path):
   assert manifest["fingerprint"] == f"{zlib.crc32(crcs):08x}"
   (directory / "manifest.json").write_text(json.dumps(manifest))
   corpus = corpus_lib.open_corpus(directory)
-  np.testing.assert_array_equal(corpus.tokens[:], whole.tokens[:])
+  np.testing.assert_array_equal(corpus.tokens[:], token_ids)
   assert corpus.fingerprint == whole.fingerprint
 
 

@@ -232,6 +232,7 @@ def test_gradients_of_many_micro_batches_add_up_in_float32():
     jnp.ones((1024, 3), jnp.bfloat16),
     jax.random.key(0),
     1024,
+    (),
   )
   np.testing.assert_array_equal(np.asarray(grads, np.float32), 1024)
   assert grads.dtype == jnp.bfloat16
