@@ -4,7 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bert_jax.config import default_config
+from bert_jax.model.bert_config import BertConfig
 from bert_jax.pretraining import losses
+from bert_jax.pretraining.objective import create_objective
 from bert_jax.training import sums as sums_lib
 
 RNG = np.random.default_rng(0)
@@ -95,3 +98,10 @@ def test_sums_are_float32_even_of_bfloat16_logits():
   args = BATCH["masked_lm_ids"], BATCH["masked_lm_weights"]
   rounded = losses.masked_lm_loss(np.asarray(logits, np.float32), *args)
   assert pairs["mlm_loss"] == rounded
+
+
+def test_a_loss_is_divided_by_the_masked_tokens_or_the_pairs_of_the_batch():
+  config = default_config()
+  objective = create_objective(config, config.phase1, BertConfig(11), None)
+  found = objective.loss_weights(BATCH)
+  assert found == {"mlm_loss": BATCH["masked_lm_weights"].sum(), "nsp_loss": 6}
