@@ -18,13 +18,14 @@ from bert_jax.errors import UserError
 # is some other file. Past 65,536 a token id takes four bytes in place of two.
 MAX_VOCAB_SIZE = 1_000_000
 
+# The phases of a run in their order: sections of the settings, of equal keys.
+PHASES = ("phase1", "phase2", "phase3")
 # Settings that may differ when a run is continued in its workdir; everything
 # else shapes the examples, the model or the update and must stay. The step
-# counts are here so that a finished run can be extended; that of phase 1 must
-# stay once phase 2 has begun.
+# counts are here so that a finished run can be extended; that of a phase must
+# stay once a later one has begun.
 CHANGEABLE = (
-  "phase1.num_steps",
-  "phase2.num_steps",
+  *(f"{name}.num_steps" for name in PHASES),
   "model.remat",  # the same numbers
   "corpus.dir",
   "corpus.vocab_file",  # the corpus holds what was in it
@@ -117,6 +118,14 @@ def default_config():
   phase2.batch_size = 256
   phase2.max_predictions = 77  # 15 % of 512, rounded up
 
+  # A third length, for those who want one: short sequences before 128, or more
+  # than 512 positions after 512. BERT has none.
+  config.phase3 = phase3 = ml_collections.ConfigDict()
+  phase3.max_seq_length = 512
+  phase3.num_steps = 0
+  phase3.batch_size = 256
+  phase3.max_predictions = 77
+
   config.masking = masking = ml_collections.ConfigDict()
   masking.rate = 0.15  # of the real tokens
   masking.mask_prob = 0.8  # of the chosen become [MASK]
@@ -164,9 +173,27 @@ def default_config():
   return config
 
 
+def active_phases(config):
+  """Returns the names of the phases that have steps, in their order."""
+  return [name for name in PHASES if config[name].num_steps]
+
+
+def phase_of_step(config, step):
+  """Returns the name of the phase that makes a step, counted from 1.
+
+  Step 0, before the first one, belongs to the first phase that has steps.
+  """
+  end = 0
+  for name in active_phases(config):
+    end += config[name].num_steps
+    if step <= end:
+      break
+  return name
+
+
 def num_train_steps(config):
-  """Returns the steps of the whole run: both phases, one schedule."""
-  return config.phase1.num_steps + config.phase2.num_steps
+  """Returns the steps of the whole run: all phases, one schedule."""
+  return sum(config[name].num_steps for name in PHASES)
 
 
 def flatten(config):
@@ -254,8 +281,7 @@ _RANGES = {
     "more than 0 and less than 0.5",
   ),
   "corpus.language_smoothing": _SHARE,
-  "phase1.num_steps": _NOT_NEGATIVE,
-  "phase2.num_steps": _NOT_NEGATIVE,
+  **{f"{name}.num_steps": _NOT_NEGATIVE for name in PHASES},
   "masking.rate": (lambda x: 0 < x < 1, "more than 0 and less than 1"),
   "masking.mask_prob": _SHARE,
   "masking.random_prob": _SHARE,
@@ -354,10 +380,10 @@ def validate(config):
     model.hidden_size,
     f"a multiple of model.num_attention_heads = {model.num_attention_heads}",
   )
-  for name in ("phase1", "phase2"):
+  for name in PHASES:
     _validate_phase(config, name)
   total = num_train_steps(config)
-  require(total > 0, "phase1.num_steps", 0, "steps in phase1 or phase2")
+  require(total > 0, "phase1.num_steps", 0, "steps in a phase")
   require(
     config.optimizer.warmup_steps < total,
     "optimizer.warmup_steps",

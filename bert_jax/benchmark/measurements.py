@@ -8,10 +8,9 @@ import sys
 import tempfile
 
 from bert_jax.benchmark import ours as ours_lib
-from bert_jax.config import validate
+from bert_jax.config import active_phases, validate
 from bert_jax.distributed.child_process import call_alone
 from bert_jax.errors import DoesNotFitError, UserError
-from bert_jax.pretraining.run import PHASES
 
 # A batch size is better than another from this gain in sequences/s on.
 _MIN_GAIN = 1.02
@@ -252,12 +251,13 @@ def parse_phases(text, config):
     UserError: there is no such phase.
   """
   if not text:
-    return [name for name in PHASES if config[name].num_steps]
+    return active_phases(config)
   names = text.split(",")
   for name in names:
-    if name not in PHASES or not config[name].num_steps:
+    if name not in active_phases(config):
       raise UserError(
-        f"--phases has {name!r}; expected phase1 or phase2, one with steps"
+        f"--phases has {name!r}; expected some of "
+        f"{', '.join(active_phases(config))}, which have steps"
       )
   return names
 

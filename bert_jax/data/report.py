@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from bert_jax.config import PHASES, active_phases
 from bert_jax.data.corpus import split_documents
 from bert_jax.data.examples import Examples
 from bert_jax.data.mixing import source_weights, training_documents
@@ -70,10 +71,8 @@ def create_report(config, corpus):
     corpus.tokens, corpus.documents, is_held_out
   )
   weighed = training_documents(config.corpus, corpus)
-  for number, name in enumerate(("phase1", "phase2"), start=1):
-    phase = config[name]
-    if phase.num_steps:
-      report[name] = _phase_report(config, corpus, weighed, phase, number)
+  for name in active_phases(config):
+    report[name] = _phase_report(config, corpus, weighed, name)
   report["warnings"] = _warnings(config, report)
   return report
 
@@ -142,19 +141,21 @@ def _warnings(config, report):
     f"{name} fills {report[name]['fill']:.0%} of a sequence of "
     f"{report[name]['max_seq_length']} tokens: documents are short, join those "
     f"that belong together or lower {name}.max_seq_length"
-    for name in ("phase1", "phase2")
+    for name in PHASES
     if name in report and report[name]["fill"] < _LOW_FILL
   ]
   return found
 
 
-def _phase_report(config, corpus, documents, phase, number):
+def _phase_report(config, corpus, documents, name):
+  phase = config[name]
+  number = PHASES.index(name) + 1
   examples = Examples(
     corpus, documents, phase.max_seq_length, config.seed, number
   )
   if examples.examples_per_pass < phase.batch_size:
     raise UserError(
-      f"phase{number}.batch_size is {phase.batch_size}, but the text gives only"
+      f"{name}.batch_size is {phase.batch_size}, but the text gives only"
       f" {examples.examples_per_pass} examples of length "
       f"{phase.max_seq_length}; expected at most that, or more text"
     )
@@ -204,7 +205,7 @@ def print_report(report):
         f"tokens, {source['num_held_out_tokens']:,} of them held out, seen "
         f"{source['weight']:.2f} times a pass"
       )
-  for name in ("phase1", "phase2"):
+  for name in PHASES:
     if name in report:
       phase = report[name]
       print(

@@ -12,6 +12,7 @@ import dataclasses
 import math
 import re
 
+from bert_jax.config import active_phases
 from bert_jax.errors import UserError
 from bert_jax.planning import memory_advice, step_plan
 from bert_jax.planning.compiler_process import run_jobs
@@ -184,11 +185,6 @@ def _num_micro_batches_of_few_tokens(candidate):
     ]
     numbers.append(max(few, default=1))
   return min(numbers)
-
-
-def active_phases(config):
-  """Returns the names of the phases that a run has."""
-  return [name for name in run_lib.PHASES if config[name].num_steps]
 
 
 def total(phases, num_chips, price_per_chip_hour):

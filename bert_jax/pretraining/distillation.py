@@ -10,6 +10,7 @@ import dataclasses
 
 import jax
 
+from bert_jax.config import active_phases
 from bert_jax.errors import UserError
 from bert_jax.model.bert_config import BertConfig
 from bert_jax.sharding import mesh as mesh_lib
@@ -108,12 +109,12 @@ def create_teacher(pretrained, config, mesh):
     pretrained.bert_config, dtype=config.model.dtype
   )
   positions = bert_config.max_position_embeddings
-  for name in ("phase1", "phase2"):
-    phase = config[name]
-    if phase.num_steps and phase.max_seq_length > positions:
+  for name in active_phases(config):
+    length = config[name].max_seq_length
+    if length > positions:
       raise UserError(
-        f"config.{name}.max_seq_length is {phase.max_seq_length}; expected at "
-        f"most {positions}, the positions of --teacher={pretrained.source}"
+        f"config.{name}.max_seq_length is {length}; expected at most "
+        f"{positions}, the positions of --teacher={pretrained.source}"
       )
   mesh_lib.check_heads(mesh, bert_config.num_attention_heads)
   shardings = partitioning.param_shardings(mesh, pretrained.params)

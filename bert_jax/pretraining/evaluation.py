@@ -11,6 +11,7 @@ import sys
 
 import jax
 
+from bert_jax.config import active_phases
 from bert_jax.data.corpus import split_documents
 from bert_jax.data.mixing import training_documents
 from bert_jax.data.pipeline import iterate_batches
@@ -102,15 +103,13 @@ def evaluate(workdir, step=None, hosts=None):
     workdir, abstract, step, hosts=hosts
   )
   run_lib.check_corpus(run, step, meta["corpus_fingerprint"])
-  for name in run_lib.PHASES:
-    phase = run.config[name]
-    if phase.num_steps:
-      row = {"step": step, "split": "eval", "phase": name}
-      row["max_seq_length"] = phase.max_seq_length
-      yield row | make_evaluate(run, name, params)(params)
-      for number, spec in run_lib.held_out_sources(run).items():
-        figures = make_evaluate(run, name, params, number)(params)
-        yield row | {"source": spec} | figures
+  for name in active_phases(run.config):
+    row = {"step": step, "split": "eval", "phase": name}
+    row["max_seq_length"] = run.config[name].max_seq_length
+    yield row | make_evaluate(run, name, params)(params)
+    for number, spec in run_lib.held_out_sources(run).items():
+      figures = make_evaluate(run, name, params, number)(params)
+      yield row | {"source": spec} | figures
 
 
 def evaluate_on_all_hosts(workdir, step=None):

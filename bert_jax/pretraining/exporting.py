@@ -5,7 +5,7 @@ import sys
 
 import jax
 
-from bert_jax.config import default_config, num_train_steps
+from bert_jax.config import active_phases, default_config, num_train_steps
 from bert_jax.data.vocabulary import load_vocabulary
 from bert_jax.distributed.joining import joined
 from bert_jax.errors import UserError
@@ -46,9 +46,7 @@ sentence prediction.
 | model | {num_layers} layers, hidden size {hidden_size}, {num_heads} heads, \
 feed-forward {intermediate_size}, {hidden_act} |
 | longest input | {max_length} tokens, the longest length trained |
-| training | {step:,} of {num_steps:,} steps: {phase1_steps:,} at length \
-{phase1_length} (batch {phase1_batch}), then {phase2_steps:,} at length \
-{phase2_length} (batch {phase2_batch}) |
+| training | {step:,} of {num_steps:,} steps: {phases} |
 | optimizer | {optimizer}, peak learning rate {learning_rate:g}, \
 {warmup_steps:,} warm-up steps, weight decay {weight_decay:g} |
 
@@ -217,12 +215,11 @@ def _model_card(config, workdir, vocab, heads, step, max_length):
     intermediate_size=model.intermediate_size,
     hidden_act=model.hidden_act,
     max_length=max_length,
-    phase1_steps=config.phase1.num_steps,
-    phase1_length=config.phase1.max_seq_length,
-    phase1_batch=config.phase1.batch_size,
-    phase2_steps=config.phase2.num_steps,
-    phase2_length=config.phase2.max_seq_length,
-    phase2_batch=config.phase2.batch_size,
+    phases=", then ".join(
+      f"{config[name].num_steps:,} at length {config[name].max_seq_length} "
+      f"(batch {config[name].batch_size})"
+      for name in active_phases(config)
+    ),
     optimizer=optimizer.name,
     learning_rate=optimizer.learning_rate,
     warmup_steps=optimizer.warmup_steps,

@@ -8,7 +8,7 @@ import jax
 import ml_collections
 import optax
 
-from bert_jax.config import num_train_steps
+from bert_jax.config import PHASES, active_phases, num_train_steps
 from bert_jax.data import corpus_cache
 from bert_jax.data.corpus import Corpus, split_documents
 from bert_jax.data.examples import Examples
@@ -26,8 +26,6 @@ from bert_jax.storage import workdir as workdir_lib
 from bert_jax.training.optimizer import create_optimizer
 from bert_jax.training.step import EVAL_SEED
 from bert_jax.training.train_state import create_train_state
-
-PHASES = ("phase1", "phase2")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +92,7 @@ def _fit_to_devices(config, devices):
   Raises:
     UserError: a process would have none of them.
   """
-  batch_sizes = [config[name].batch_size for name in PHASES]
+  batch_sizes = [config[name].batch_size for name in active_phases(config)]
   config.optimizer.grad_accumulation = 1  # no step is made
   config.mesh.update({"data": -1, "fsdp": 1, "model": 1})
   used = devices[: math.gcd(len(devices), *batch_sizes)]
@@ -169,16 +167,6 @@ def check_corpus(run, step, fingerprint):
     )
 
 
-def phase_of_step(config, step):
-  """Returns the name of the phase that makes a step, counted from 1.
-
-  Step 0, before the first one, belongs to the first phase that has steps.
-  """
-  names = [name for name in PHASES if config[name].num_steps]
-  is_later = step > config[names[0]].num_steps
-  return names[-1] if is_later else names[0]
-
-
 def create_mesh(config, devices=None):
   """Arranges devices for a run.
 
@@ -210,11 +198,9 @@ def check_mesh(config, num_devices):
   sizes = mesh_lib.mesh_sizes(config.mesh, num_devices)
   mesh = jax.sharding.AbstractMesh(tuple(sizes), mesh_lib.MESH_AXES)
   mesh_lib.check_heads(mesh, config.model.num_attention_heads)
-  for name in PHASES:
-    phase = config[name]
-    if phase.num_steps:
-      rows = phase.batch_size // config.optimizer.grad_accumulation
-      rows_lib.check_batch_size(mesh, f"{name}.batch_size", rows)
+  for name in active_phases(config):
+    rows = config[name].batch_size // config.optimizer.grad_accumulation
+    rows_lib.check_batch_size(mesh, f"{name}.batch_size", rows)
 
 
 def create_state(run):

@@ -14,7 +14,13 @@ import time
 
 import jax
 
-from bert_jax.config import num_train_steps, validate
+from bert_jax.config import (
+  PHASES,
+  active_phases,
+  num_train_steps,
+  phase_of_step,
+  validate,
+)
 from bert_jax.data import corpus_cache, preparation
 from bert_jax.data.pipeline import iterate_batches
 from bert_jax.distributed import consistency
@@ -234,7 +240,7 @@ def _save(run, manager, state, evaluated, signature=None):
     run.config,
     run.corpus.fingerprint,
     evaluated,
-    run_lib.phase_of_step(run.config, int(state.step)),
+    phase_of_step(run.config, int(state.step)),
     run.corpus.manifest["crc32"].get("vocab.txt"),
     signature,
   )
@@ -281,18 +287,27 @@ def _check_fits(run, state, meta):
     run.config, workdir_lib.with_defaults(meta["config"]), f"checkpoint {step}"
   )
   run_lib.check_corpus(run, step, meta["corpus_fingerprint"])
-  begun, asked = (
-    [config[name]["num_steps"] for name in run_lib.PHASES]
-    for config in (meta["config"], run.config)
+  _check_phase_lengths(
+    workdir_lib.with_defaults(meta["config"]), run.config, step
   )
-  # Phase 1 of a finished run without phase 2 may be extended.
-  is_over = step > begun[0] or (step == begun[0] and begun[1])
-  if (is_over and asked[0] != begun[0]) or asked[0] < min(step, begun[0]):
-    expected = f"{begun[0]}, as" if is_over else f"at least {step}, since"
-    raise UserError(
-      f"config.phase1.num_steps is {asked[0]}; expected {expected} step {step} "
-      "is done (set --config.phase1.num_steps)"
-    )
+
+
+def _check_phase_lengths(saved, config, step):
+  """Raises UserError if phases that are over were to get other lengths."""
+  end = 0
+  for name in active_phases(saved):
+    begin, end = end, end + saved[name].num_steps
+    if step <= begin:
+      break
+    asked, done = config[name].num_steps, min(step, end) - begin
+    # The last phase of a finished run may be extended.
+    is_over = step >= end and end < num_train_steps(saved)
+    if asked < done or (is_over and asked != saved[name].num_steps):
+      least = f"{done}" if is_over else f"at least {done}"
+      raise UserError(
+        f"config.{name}.num_steps is {asked}; expected {least}, as step {step} "
+        f"is done (set --config.{name}.num_steps)"
+      )
 
 
 def create_stages(run, state):
@@ -306,7 +321,7 @@ def create_stages(run, state):
     list of `loop.Stage`; a phase without steps is left out.
   """
   stages, end = [], 0
-  for name in run_lib.PHASES:
+  for name in PHASES:
     begin, end = end, end + run.config[name].num_steps
     if end > begin:
       stages.append(_create_stage(run, name, begin, end, state))

@@ -3,13 +3,13 @@
 import jax
 import numpy as np
 
+from bert_jax.config import PHASES, active_phases
 from bert_jax.data import corpus_cache
 from bert_jax.data.examples import Examples
 from bert_jax.data.mixing import training_documents
 from bert_jax.model.bert import create_bert_config
 from bert_jax.pretraining.masking import create_masking_vocab
 from bert_jax.pretraining.objective import create_objective
-from bert_jax.pretraining.run import PHASES
 from bert_jax.storage import workdir as workdir_lib
 
 _LABELS = ("IsNext", "NotNext")
@@ -35,10 +35,9 @@ def describe_examples(config, workdir, num_examples):
   corpus = corpus_cache.open_corpus(directory)
   documents = training_documents(config.corpus, corpus)
   found = []
-  for name in PHASES:
+  step = 0
+  for name in active_phases(config):
     phase = config[name]
-    if not phase.num_steps:
-      continue
     examples = Examples(
       corpus,
       documents,
@@ -54,13 +53,13 @@ def describe_examples(config, workdir, num_examples):
       create_bert_config(config, len(corpus.vocab)),
       create_masking_vocab(corpus.vocab),
     )
-    step = 0 if name == "phase1" else config.phase1.num_steps
     inputs = objective.make_inputs(inputs_key(config.seed, step), batch)
     inputs = {key: np.asarray(value) for key, value in inputs.items()}
     found += [
       _describe(name, row, corpus, examples, batch, pairs, inputs)
       for row in indices[:num_examples]
     ]
+    step += phase.num_steps
   return found
 
 

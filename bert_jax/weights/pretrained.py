@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from bert_jax.config import active_phases, phase_of_step
 from bert_jax.data.tokenization import create_tokenizer
 from bert_jax.data.vocabulary import load_vocabulary
 from bert_jax.errors import UserError
@@ -299,10 +300,9 @@ def trained_length(config, workdir, step):
   Raises:
     UserError: init.json is damaged.
   """
-  has_reached_phase2 = step > config.phase1.num_steps
-  phases = (config.phase1, config.phase2)[: 1 + has_reached_phase2]
-  lengths = [phase.max_seq_length for phase in phases if phase.num_steps]
-  lengths = lengths or [config.phase2.max_seq_length]
+  phases = active_phases(config)
+  reached = phases[: phases.index(phase_of_step(config, step)) + 1]
+  lengths = [config[name].max_seq_length for name in reached]
   positions = config.model.max_position_embeddings
   path = workdir / RECORD_FILE
   if path.exists():

@@ -153,5 +153,5 @@ def test_what_does_not_fit_is_told_and_ends_nothing():
 def test_unknown_phases_are_refused(text):
   config = _tiny_config()
   config.phase2.num_steps = 0
-  with pytest.raises(UserError, match="expected phase1 or phase2"):
+  with pytest.raises(UserError, match="expected some of phase1, which"):
     measurements.parse_phases(text, config)

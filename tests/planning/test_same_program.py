@@ -6,7 +6,7 @@ import hashlib
 import jax
 import pytest
 
-from bert_jax.config import default_config
+from bert_jax.config import active_phases, default_config
 from bert_jax.data.tokenization import SPECIAL_TOKENS
 from bert_jax.planning import slices, step_plan
 from bert_jax.pretraining import run as run_lib
@@ -52,7 +52,7 @@ def _hashes_of_train(run, state):
 
 def _hashes_of_plan(config, devices):
   run = run_lib.create_planned_run(config, devices)
-  names = run_lib.PHASES
+  names = active_phases(config)
   return {name: _hash(step_plan.lower_step(run, name)) for name in names}
 
 

@@ -7,7 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bert_jax.config import default_config
+from bert_jax.config import (
+  PHASES,
+  active_phases,
+  default_config,
+  phase_of_step,
+)
 from bert_jax.errors import UserError
 from bert_jax.pretraining import objective, session
 from bert_jax.pretraining import run as run_lib
@@ -83,10 +88,41 @@ def test_another_corpus_is_refused():
 def test_a_step_belongs_to_the_phase_that_makes_it():
   config = default_config()
   config.phase1.num_steps, config.phase2.num_steps = 24, 12
-  found = {step: run_lib.phase_of_step(config, step) for step in (0, 1, 24, 25)}
+  found = {step: phase_of_step(config, step) for step in (0, 1, 24, 25)}
   assert found == {0: "phase1", 1: "phase1", 24: "phase1", 25: "phase2"}
   config.phase1.num_steps = 0
-  assert run_lib.phase_of_step(config, 1) == "phase2"
+  assert phase_of_step(config, 1) == "phase2"
+  config.phase3.num_steps = 5
+  found = [phase_of_step(config, step) for step in (12, 13, 17)]
+  assert found == ["phase2", "phase3", "phase3"]
+
+
+@pytest.mark.parametrize(
+  ("step", "name", "num_steps", "expected"),
+  [
+    (24, "phase1", 25, "expected 24, as step 24"),
+    (25, "phase1", 23, "expected 24, as step 25"),
+    (20, "phase1", 19, "at least 20, as step 20"),
+    (30, "phase2", 5, "at least 6, as step 30"),
+    (37, "phase2", 13, "expected 12, as step 37"),
+    (37, "phase3", 0, "at least 1, as step 37"),
+    (20, "phase1", 21, None),
+    (23, "phase2", 99, None),
+    (36, "phase2", 12, None),
+    (41, "phase3", 6, None),  # a finished run goes on
+  ],
+)
+def test_a_phase_that_is_over_keeps_its_length(step, name, num_steps, expected):
+  saved, asked = default_config(), default_config()
+  for config in (saved, asked):
+    for phase, steps in zip(PHASES, (24, 12, 5), strict=True):
+      config[phase].num_steps = steps
+  asked[name].num_steps = num_steps
+  if expected is None:
+    session._check_phase_lengths(saved, asked, step)
+    return
+  with pytest.raises(UserError, match=f"{name}.num_steps is .*{expected}"):
+    session._check_phase_lengths(saved, asked, step)
 
 
 def test_one_schedule_goes_over_both_phases(monkeypatch):
@@ -109,7 +145,7 @@ def test_one_schedule_goes_over_both_phases(monkeypatch):
   monkeypatch.setattr(
     objective.step_lib, "make_train_step", lambda *arguments: arguments
   )
-  for name in run_lib.PHASES:
+  for name in active_phases(run.config):
     schedule = objective.make_train_step(run, name, None)[3]
     np.testing.assert_allclose(schedule(np.arange(10)), expected, rtol=1e-6)
 
