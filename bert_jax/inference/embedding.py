@@ -46,6 +46,7 @@ class Embedder:
     batch_size: rows of a batch, a multiple of the devices.
     width: D, numbers of a vector.
     pooling: one of `POOLINGS`.
+    sharding: of the arrays of a batch.
     step: jitted function of input_ids [B, L], a_length [B] and length [B] to
       vectors, [B, D] or [B, L, D].
   """
@@ -55,6 +56,7 @@ class Embedder:
   batch_size: int
   width: int
   pooling: str
+  sharding: NamedSharding
   step: object
 
 
@@ -126,6 +128,7 @@ def create_embedder(pretrained, layers, pooling, max_length, batch_size):
     batch_size=-(-batch_size // mesh.size) * mesh.size,
     width=len(chosen) * config.hidden_size,
     pooling=pooling,
+    sharding=rows_lib.batch_sharding(mesh),
     step=_make_step(
       mesh, config, pretrained.params["bert"], chosen, pooling, normalize
     ),
@@ -211,6 +214,7 @@ def _embed_window(embedder, window):
   )
   for chosen, batch in batches:
     # The device computes this batch while the one before is fetched.
+    batch = jax.device_put(batch, embedder.sharding)
     launched = chosen, embedder.step(*batch)
     if running:
       fetch(*running)

@@ -129,7 +129,10 @@ def test_evaluation_gives_the_figures_of_one_process(folder, run):
   expected = list(evaluation.evaluate(run))
   assert errors.count("held out: guessing") == len(rows) == len(expected) == 1
   for row, wanted in zip(rows, expected, strict=True):
-    assert row == pytest.approx(wanted, rel=1e-5)
+    assert row.keys() == wanted.keys()
+    for key, value in wanted.items():
+      same = value if isinstance(value, str) else pytest.approx(value, rel=1e-5)
+      assert row[key] == same, key
 
 
 def test_one_process_exports_while_the_others_wait(folder, run):
@@ -155,10 +158,10 @@ def test_one_process_exports_while_the_others_wait(folder, run):
 def _finetune(folder, workdir, *arguments):
   settings = (
     *("model.dtype=float32", "data.max_seq_length=32", "train.batch_size=16"),
-    *("train.num_epochs=320", "optimizer.learning_rate=1e-4"),
+    *("train.num_epochs=100", "optimizer.learning_rate=1e-4"),
     *(
-      "eval.every_steps=200",
-      "checkpoint.every_steps=100",
+      "eval.every_steps=60",
+      "checkpoint.every_steps=50",
       "log.every_steps=1",
     ),
     *(f"data.train={folder}/order.tsv", f"data.dev={folder}/order.tsv"),
@@ -195,7 +198,7 @@ def test_fine_tuning_stopped_and_resumed_is_that_of_one_process(folder):
   found, expected = _losses(workdir), _losses(folder / "alone")
   assert found.keys() == expected.keys()
   for key, loss in expected.items():
-    assert found[key] == pytest.approx(loss, rel=1e-4), key
+    assert found[key] == pytest.approx(loss, rel=1e-5), key
   ours = safetensors.numpy.load_file(folder / "finetuned/model.safetensors")
   best = safetensors.numpy.load_file(workdir / "model/model.safetensors")
   assert all((ours[name] == best[name]).all() for name in best)

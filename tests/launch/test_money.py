@@ -483,7 +483,7 @@ def test_a_slice_that_went_days_ago_is_not_counted_until_now(pod):
 
 
 def test_deletion_is_tried_until_the_slice_is_gone(pod):
-  pod.fault("delete my-bert", 2, "ERROR: FAILED_PRECONDITION: PROVISIONING")
+  pod.fault("^user .*delete my-bert", 2, "ERROR: FAILED_PRECONDITION")
   up, _ = _start_training(pod)
   _kill(up)
   done = pod("delete")
