@@ -39,16 +39,19 @@ def bucket_lock(folder):
     UserError: another process holds it, or the bucket can't be written.
   """
   expiry = float(os.environ.get("BERT_JAX_LOCK_SECONDS", _EXPIRY_SECONDS))
-  _, _, bucket, *names = folder.parts
-  blob = storage.Client().bucket(bucket).blob("/".join([*names, ".lock"]))
+  _, _, bucket_name, *names = folder.parts
+  bucket, name = (
+    storage.Client().bucket(bucket_name),
+    "/".join([*names, ".lock"]),
+  )
   here = f"process {os.getpid()} on {socket.gethostname()}"
   holder = f"{here} ({uuid.uuid4().hex[:8]})"
   with one_line_errors(folder):
-    _take(blob, holder, folder, expiry)
+    generation = _take(bucket, name, holder, folder, expiry)
   released = threading.Event()
   thread = threading.Thread(
     target=_renew,
-    args=(blob, holder, folder, expiry / 4, released),
+    args=(bucket, name, holder, generation, folder, expiry / 4, released),
     daemon=True,
   )
   thread.start()
@@ -58,36 +61,48 @@ def bucket_lock(folder):
     released.set()
     thread.join()
     with contextlib.suppress(GoogleAPIError):  # it will expire
-      blob.delete(if_generation_match=blob.generation)
+      _release(bucket, name, holder)
 
 
-def _write(blob, holder, generation):
+def _write(bucket, name, holder, generation):
   """Writes the lock.
 
   Args:
-    blob: `storage.Blob`; gets the new generation.
+    bucket: `storage.Bucket`.
+    name: of the object.
     holder: str, what to write.
     generation: that the object must have; 0 where there must be none.
+
+  Returns:
+    its new generation, int.
 
   Raises:
     Conflict: the object is of another generation, and not of this holder.
   """
+  blob = bucket.blob(name)
   try:
     blob.upload_from_string(holder, if_generation_match=generation)
+    return blob.generation
   except Conflict:
     # The client may have tried twice, since it lost the first answer.
-    found = blob.bucket.get_blob(blob.name)
+    found = bucket.get_blob(name)
     if found is None or found.download_as_text() != holder:
       raise
-    blob.reload()
+    return found.generation
 
 
-def _take(blob, holder, folder, expiry):
+def _release(bucket, name, holder):
+  found = bucket.get_blob(name)
+  if found and found.download_as_text() == holder:
+    found.delete(if_generation_match=found.generation)
+
+
+def _take(bucket, name, holder, folder, expiry):
+  """Returns the generation of the lock once it is this holder's."""
   while True:
     with contextlib.suppress(Conflict):
-      _write(blob, holder, 0)
-      return
-    found = blob.bucket.get_blob(blob.name)
+      return _write(bucket, name, holder, 0)
+    found = bucket.get_blob(name)
     if found is None:
       continue
     other = "another process"
@@ -102,17 +117,17 @@ def _take(blob, holder, folder, expiry):
       # Raises `Conflict` if the holder wrote it meanwhile.
       found.delete(if_generation_match=found.generation)
       continue
-    if blob.bucket.get_blob(blob.name):
+    if bucket.get_blob(name):
       raise UserError(
         f"{folder} is in use by {other}; expected one run per workdir (wait "
         "for it, or choose another --workdir)"
       )
 
 
-def _renew(blob, holder, folder, period, released):
+def _renew(bucket, name, holder, generation, folder, period, released):
   while not released.wait(period):
     try:
-      _write(blob, holder, blob.generation)
+      generation = _write(bucket, name, holder, generation)
     except (Conflict, NotFound):
       print(
         f"error: another process took {folder} over; expected one run per "
