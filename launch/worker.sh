@@ -74,14 +74,18 @@ last_line() {
   tail -c 400 log | tr '\r' '\n' | grep . | tail -n 1
 }
 
-# report: a line about this machine, and its log, into the bucket.
+# report: a line about this machine, and its log, into the bucket. One at a
+# time, or an older line could arrive last.
 report() {
   local worker
   worker=$(cat worker)
+  exec 9>report.lock
+  flock -w 60 9 || true # a command that hangs must not keep the slice
   printf 'worker %s: guard=%s at=%s phase=%s last=%s\n' "$worker" \
     "$(cat guard)" "$(date +%s)" "$(cat phase)" "$(last_line)" >report
   gcloud storage cp log "$reports/worker-$worker.log" >/dev/null 2>&1 || true
   gcloud storage cp report "$reports/worker-$worker.report" >/dev/null 2>&1 || true
+  exec 9>&-
 }
 
 # obey_mark: `pod.sh stop` and `delete` leave a mark in the bucket.

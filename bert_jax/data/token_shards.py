@@ -68,6 +68,8 @@ class TokenShards:
     order = np.argsort(shard, kind="stable")
     numbers, first = np.unique(shard[order], return_index=True)
     found = np.empty(len(order), self.dtype)
-    for number, places in zip(numbers, np.split(order, first[1:]), strict=True):
+    bounds = np.append(first, len(order))
+    for number, begin, end in zip(numbers, bounds, bounds[1:], strict=False):
+      places = order[begin:end]
       found[places] = self._shard(int(number))[offset[places]]
     return found.reshape(indices.shape)

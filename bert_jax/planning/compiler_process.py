@@ -5,6 +5,7 @@ process, and libtpu's log on standard error is not for users.
 """
 
 import concurrent.futures
+import multiprocessing
 import os
 import sys
 import tempfile
@@ -46,8 +47,17 @@ def run_jobs(function, jobs, title):
         )
     except BaseException:  # also an interrupt
       threads.shutdown(wait=False, cancel_futures=True)
+      _end_running(futures)
       raise
   return {name: results[name] for name in jobs}
+
+
+def _end_running(futures):
+  """Kills the processes of all jobs, also of one that is starting."""
+  while not all(future.done() for future in futures):
+    for child in multiprocessing.active_children():
+      child.kill()
+    time.sleep(0.1)
 
 
 def _run_job(function, name, arguments):

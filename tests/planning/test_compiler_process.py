@@ -40,7 +40,7 @@ def test_a_crash_ends_no_other_job_and_names_its_log(results):
   assert isinstance(results["bad"], UserError)
   message = str(results["bad"])
   assert "crashed on bad" in message
-  path = message.split("its log is ")[1].split(";")[0]
+  path = message.split("see its log ")[1].split(";")[0]
   with open(path) as f:
     assert "noise of a compiler" in f.read()
   os.remove(path)
@@ -62,7 +62,14 @@ def interrupt(process):
   os.killpg(process.pid, signal.SIGINT)
 
 
-@pytest.mark.parametrize("end", [interrupt, subprocess.Popen.kill])
+def interrupt_alone(process):
+  """As a job sees it that is still starting: the signal misses it."""
+  process.send_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+  "end", [interrupt, interrupt_alone, subprocess.Popen.kill]
+)
 def test_no_job_outlives_the_command(tmp_path, end):
   program = (
     "import time\n"

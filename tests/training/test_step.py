@@ -136,7 +136,14 @@ def _alone():
 
 @pytest.mark.parametrize(
   "mesh_sizes",
-  [(16, 1, 1), (8, 2, 1), (4, 1, 4), (4, 4, 1), (2, 2, 4), (1, 4, 4)],
+  [
+    (16, 1, 1),
+    (8, 2, 1),
+    (4, 1, 4),
+    (4, 4, 1),
+    pytest.param((2, 2, 4), marks=pytest.mark.slow),
+    (1, 4, 4),
+  ],
 )
 def test_the_same_seed_gives_the_same_curve_on_every_mesh(alone, mesh_sizes):
   """Examples, masks and dropout do not depend on where the rows lie."""
