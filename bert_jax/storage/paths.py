@@ -191,10 +191,17 @@ def replaced_folder(path, marker):
 
 
 def _replace_objects(folder, path, marker):
-  """Uploads the files of a folder in place of those that are there."""
+  """Uploads the files of a folder, those in folders of it too, to a bucket.
+
+  What is there already is removed.
+  """
   (path / marker).unlink(missing_ok=True)
   remove_folder(path)
-  names = [file.name for file in folder.iterdir() if file.name != marker]
+  names = {
+    os.path.relpath(os.path.join(parent, file), folder)
+    for parent, _, files in os.walk(folder)
+    for file in files
+  } - {marker}
   for name in (*sorted(names), marker):
     upload_file(folder / name, path / name)
 
