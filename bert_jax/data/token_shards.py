@@ -4,6 +4,8 @@ A file (a shard) is mapped into memory when one of its tokens is first asked
 for, and copied from a bucket before that if the corpus lies there.
 """
 
+import itertools
+
 import numpy as np
 
 
@@ -68,8 +70,8 @@ class TokenShards:
     order = np.argsort(shard, kind="stable")
     numbers, first = np.unique(shard[order], return_index=True)
     found = np.empty(len(order), self.dtype)
-    bounds = np.append(first, len(order))
-    for number, begin, end in zip(numbers, bounds, bounds[1:], strict=False):
+    bounds = itertools.pairwise(np.append(first, len(order)))
+    for number, (begin, end) in zip(numbers, bounds, strict=True):
       places = order[begin:end]
       found[places] = self._shard(int(number))[offset[places]]
     return found.reshape(indices.shape)

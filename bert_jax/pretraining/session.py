@@ -122,8 +122,8 @@ def train(config, workdir, hosts, init=None):
     config, init = initialization.begin(config, workdir, init, hosts)
     validate(config)
     consistency.compare(hosts, consistency.devices())
-    program_cache.keep_programs(workdir, hosts)
     run_lib.create_mesh(config)  # raises before the corpus is prepared
+    program_cache.keep_programs(workdir, hosts)
     trial.check_round_trip(workdir, hosts)
     corpus = _open_corpus(config, workdir, hosts, init)
     run = run_lib.create_run(config, corpus)
@@ -283,13 +283,10 @@ def _tell_beginning(workdir, hosts):
 def _check_fits(run, state, meta):
   """Raises UserError if a checkpoint can't continue with a run's settings."""
   step = int(state.step)
-  workdir_lib.check_same(
-    run.config, workdir_lib.with_defaults(meta["config"]), f"checkpoint {step}"
-  )
+  saved = workdir_lib.with_defaults(meta["config"])
+  workdir_lib.check_same(run.config, saved, f"checkpoint {step}")
   run_lib.check_corpus(run, step, meta["corpus_fingerprint"])
-  _check_phase_lengths(
-    workdir_lib.with_defaults(meta["config"]), run.config, step
-  )
+  _check_phase_lengths(saved, run.config, step)
 
 
 def _check_phase_lengths(saved, config, step):

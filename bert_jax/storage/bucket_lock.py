@@ -40,10 +40,8 @@ def bucket_lock(folder):
   """
   expiry = float(os.environ.get("BERT_JAX_LOCK_SECONDS", _EXPIRY_SECONDS))
   _, _, bucket_name, *names = folder.parts
-  bucket, name = (
-    storage.Client().bucket(bucket_name),
-    "/".join([*names, ".lock"]),
-  )
+  bucket = storage.Client().bucket(bucket_name)
+  name = "/".join([*names, ".lock"])
   here = f"process {os.getpid()} on {socket.gethostname()}"
   holder = f"{here} ({uuid.uuid4().hex[:8]})"
   with one_line_errors(folder):

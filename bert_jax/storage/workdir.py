@@ -88,9 +88,8 @@ def run_lock(workdir):
   """
   if paths.is_remote(workdir):
     check_bucket(workdir)
-    from bert_jax.storage.bucket_lock import (
-      bucket_lock,
-    )  # needs Google's client
+    # Needs Google's client, which few machines have.
+    from bert_jax.storage.bucket_lock import bucket_lock
 
     with bucket_lock(workdir):
       yield
